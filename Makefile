@@ -1,0 +1,35 @@
+# Each target makes the virtual environment .venv first, when it is missing or out of date.
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow lint format clean-demo
+
+BIN := .venv/bin
+DEMO_FLAGS ?=
+TEST_FLAGS ?=
+
+help:  ## print the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s%s\n", $$1, $$2 }' Makefile
+
+.venv/.installed: setup.py pyproject.toml constraints.txt .ci/environment
+	.ci/environment .venv
+	@touch $@
+
+demo: .venv/.installed  ## train SALM on synthesized spoken commands and report its WER
+	$(BIN)/python examples/speechlm2/salm_demo.py $(DEMO_FLAGS)
+
+test: .venv/.installed  ## run the default tests: offline, under 5 minutes on 2 cores
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(TEST_FLAGS)
+
+test-slow: .venv/.installed  ## run the slow tests: whole trainings, clean installations
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow $(TEST_FLAGS)
+
+lint: .venv/.installed  ## check style, format and import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+format: .venv/.installed  ## put all code in the house's form
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean-demo:  ## throw away the demo's stages, so that it starts anew
+	rm -rf demo

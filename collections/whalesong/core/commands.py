@@ -1,0 +1,110 @@
+"""The frame of every command: its options, and how errors end it."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from whalesong.core.compose import compose
+from whalesong.core.errors import UserError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+TRACEBACK_VARIABLE = "WHALESONG_TRACEBACK"
+"""Set this environment variable to 1 to see where a user's error was found."""
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """A parsed command line, common to `xlm` and the scripts."""
+
+    config_name: str
+    config_path: Path | None
+    overrides: list[str]
+    printed: Literal["job", "schema"] | None
+
+    def compose(self, *, script_dir: Path | None = None) -> "DictConfig":
+        """Compose the config that this command line asks for."""
+        return compose(
+            self.config_name,
+            config_path=self.config_path,
+            overrides=self.overrides,
+            script_dir=script_dir,
+        )
+
+
+def parse_command_line(
+    argv: Sequence[str] | None,
+    *,
+    prog: str,
+    default_config: str,
+    description: str,
+    epilog: str = "",
+) -> CommandLine:
+    """Read the options and overrides; `--help` prints them and exits.
+
+    Args:
+        argv: the arguments, or None for those of the process.
+    """
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="set or add a YAML key")
+    parser.add_argument(
+        "--config-path",
+        "-cp",
+        type=Path,
+        metavar="FOLDER",
+        help="own config folder, in front of the packaged one; a relative one is looked up from"
+        " the working directory, then from the script (default: conf)",
+    )
+    parser.add_argument(
+        "--config-name",
+        "-cn",
+        default=default_config,
+        metavar="NAME",
+        help="YAML file to start from (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--cfg",
+        choices=["job", "schema"],
+        help="print the composed config, or the JSON Schema with which editors complete it,"
+        " instead of running the job",
+    )
+    options = parser.parse_intermixed_args(argv)
+    return CommandLine(
+        config_name=options.config_name,
+        config_path=options.config_path,
+        overrides=options.overrides,
+        printed=options.cfg,
+    )
+
+
+@contextmanager
+def _user_errors_end_the_process() -> Iterator[None]:
+    """Turn a user's error into one line and exit code 2, Ctrl-C into exit code 130."""
+    try:
+        yield
+    except UserError as error:
+        if os.environ.get(TRACEBACK_VARIABLE) == "1":
+            raise
+        print(f"Error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def run_command(command: Callable[[], None]) -> None:
+    """Run a command; what a user can mend ends it with one line, a bug keeps its traceback."""
+    with _user_errors_end_the_process():
+        command()

@@ -1,0 +1,221 @@
+"""Compose a job's config from YAML files, config groups and command-line overrides.
+
+This is Hydra's compose API without `hydra.main`: no change of folder, no output folder. It adds
+a search path (own config folders in front of the packaged one) and overrides that never need a
+`+`, for strict schemas judge the keys later, with the full path and the nearest known key.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from whalesong.core.errors import ConfigError
+from whalesong.core.schema_errors import near
+
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
+    from omegaconf import DictConfig
+
+
+def compose(
+    config_name: str,
+    *,
+    config_path: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    script_dir: str | Path | None = None,
+    search_path: Sequence[str | Path] = (),
+) -> "DictConfig":
+    """Compose one config.
+
+    Args:
+        config_name: the primary file's name, with or without ".yaml".
+        config_path: an own config folder, see `config_roots`.
+        overrides: `key=value` to set or add a key, `group=choice` to pick a file of a config
+            group, `~key` to delete; Hydra's `+` and `++` are accepted and mean the same.
+        script_dir: the folder of the script that asks, see `config_roots`.
+        search_path: more config folders, behind all others.
+
+    Raises:
+        ConfigError: a folder, file, group choice or override that is not there or is no valid
+            YAML; with the near names and the folders that were searched.
+    """
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    roots = config_roots(config_path, script_dir=script_dir, search_path=search_path)
+    name = config_name.removesuffix(".yaml")
+    group, _, choice = name.rpartition("/")
+    _require(choice, group=group, roots=roots)
+    arguments = [_normalized(override, roots=roots) for override in map(_parse, overrides)]
+    try:
+        return _load(name, overrides=arguments, roots=roots)
+    except YAMLError as error:
+        raise ConfigError(_yaml_sentence(error)) from error
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_hydra_sentence(error, roots=roots)) from error
+
+
+def config_roots(
+    config_path: str | Path | None = None,
+    *,
+    script_dir: str | Path | None = None,
+    search_path: Sequence[str | Path] = (),
+) -> list[Path]:
+    """The folders in which configs are looked up, first match wins.
+
+    A relative `config_path` is looked up from the working directory, then from the script's
+    folder, then beside the packaged folder; without one, a folder `conf` in the working
+    directory is taken if it is there. The packaged folder always comes behind it.
+
+    Raises:
+        ConfigError: no folder of that name exists; with the places that were tried.
+    """
+    packaged = packaged_conf()
+    places = [Path.cwd(), *([Path(script_dir)] if script_dir else []), packaged.parent]
+    wanted = Path(config_path or "conf").expanduser()
+    candidates = [wanted] if wanted.is_absolute() else [place / wanted for place in places]
+    found = [candidate.resolve() for candidate in candidates if candidate.is_dir()]
+    if config_path and not found:
+        tried = ", ".join(dict.fromkeys(map(str, candidates)))
+        raise ConfigError(
+            f"`--config-path` must be a folder, but {config_path} is none of {tried}."
+        )
+    behind = [Path(path).resolve() for path in search_path]
+    return list(dict.fromkeys([*found, packaged, *behind]))
+
+
+def packaged_conf() -> Path:
+    """The folder `conf/` of this project: inside an installed package, or of a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    installed = package / "conf"
+    return installed if installed.is_dir() else package.parents[1] / "conf"
+
+
+def _load(name: str, *, overrides: list[str], roots: Sequence[Path]) -> "DictConfig":
+    """Let Hydra compose; choices of groups that no defaults list names are appended to it.
+
+    Hydra's public functions want the primary config in the first folder. Here it may lie in any,
+    so that an own folder with nothing but an experiment goes in front of the packaged one.
+    """
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+    from hydra._internal.utils import create_config_search_path
+    from hydra.core.utils import setup_globals
+    from hydra.errors import ConfigCompositionException
+    from hydra.types import RunMode
+    from omegaconf import OmegaConf
+
+    setup_globals()
+    search_path = create_config_search_path(None)
+    for root in roots:
+        search_path.prepend(provider="whalesong", path=f"file://{root}", anchor="schema")
+    loader = ConfigLoaderImpl(config_search_path=search_path)
+    try:
+        cfg = loader.load_configuration(name, overrides, run_mode=RunMode.RUN, from_shell=False)
+    except ConfigCompositionException as error:
+        appended = _appended(overrides, complaint=str(error))
+        if appended == overrides:
+            raise
+        return _load(name, overrides=appended, roots=roots)
+    OmegaConf.set_struct(cfg, False)
+    del cfg["hydra"]
+    return cfg
+
+
+def _appended(overrides: list[str], *, complaint: str) -> list[str]:
+    """The overrides, where the choice that Hydra found no default for is an addition."""
+    unmatched = re.search(r"Could not (override|delete) '([^']+)'\. No match", complaint)
+    if unmatched is None:
+        return overrides
+    group = unmatched.group(2)
+    kept = [line for line in overrides if line != f"~{group}"]
+    return [f"+{line}" if line.startswith(f"{group}=") else line for line in kept]
+
+
+def _escaped(text: str) -> str:
+    """Text as it stands between single quotes in an override."""
+    return text.replace("\\", "\\\\").replace("'", "\\'")
+
+
+def _parse(text: str) -> "Override":
+    """Parse an override; a bare value with `=`, spaces and the like counts as quoted."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    parser = OverridesParser.create()
+    key, _, value = text.partition("=")
+    is_bare = value[:1] not in ("", "[", "{", "'", '"')
+    for line in [text, f"{key}='{_escaped(value)}'"] if is_bare else [text]:
+        try:
+            override = parser.parse_override(line)
+        except HydraException:
+            continue
+        if override.is_sweep_override():
+            raise ConfigError(
+                f"Override '{text}' gives several values; write {key}=[{value}] for a list,"
+                f" or quote a text with commas: {key}='\"{value}\"'."
+            )
+        return override
+    raise ConfigError(f"Override '{text}' is not of the form key=value.")
+
+
+def _normalized(override: "Override", *, roots: Sequence[Path]) -> str:
+    """The override as Hydra wants it: a choice of a group, or add-or-override of a key."""
+    line = (override.input_line or "").lstrip("+")
+    if override.is_delete():
+        return line
+    chosen = override.value()
+    names = chosen if isinstance(chosen, list) else [chosen]
+    is_group = any((root / override.key_or_group).is_dir() for root in roots)
+    if not is_group or not all(name is None or isinstance(name, str) for name in names):
+        return f"++{line}"
+    if chosen is None:
+        return f"~{override.key_or_group}"
+    for name in names:
+        _require(name, group=override.key_or_group, roots=roots)
+    return line
+
+
+def _choices(group: str, roots: Iterable[Path]) -> list[str]:
+    """The config files in a group ("" for primary configs), without ".yaml"; empty if no group."""
+    folders = [root / group for root in roots]
+    pattern = "**/*.yaml" if group else "*.yaml"
+    files = [file.relative_to(folder) for folder in folders for file in folder.glob(pattern)]
+    return sorted({str(file.with_suffix("")) for file in files})
+
+
+def _require(choice: str, *, group: str = "", roots: Sequence[Path]) -> None:
+    """Refuse a config file that is in none of the folders."""
+    choices = _choices(group, roots)
+    if choice in choices:
+        return
+    known = ", ".join(f"`{item}`" for item in choices) or "nothing"
+    hint = near(choice, choices) or f"; there is {known}"
+    name = f"{group}/{choice}" if group else choice
+    searched = ", ".join(str(root) for root in roots)
+    raise ConfigError(f"Could not find '{name}'{hint} (searched: {searched})")
+
+
+def _yaml_sentence(error: Exception) -> str:
+    """Name the file and line of a YAML syntax error."""
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return f"A config file is not valid YAML: {error}."
+    problem = getattr(error, "problem", None) or "syntax error"
+    return f"{mark.name}, line {mark.line + 1}, is not valid YAML: {problem}."
+
+
+def _hydra_sentence(error: Exception, *, roots: Sequence[Path]) -> str:
+    """Shorten Hydra's message; a file that a defaults list names gets its near names."""
+    text = str(error)
+    missing = re.search(r"^In '([^']+)': Could not find '([^']+)'", text)
+    if missing is None:
+        return text.splitlines()[0].rstrip(".") + "." if text else f"{type(error).__name__}."
+    source, name = missing.groups()
+    group, _, choice = name.rpartition("/")
+    try:
+        _require(choice, group=group, roots=roots)
+    except ConfigError as refined:
+        return f"{refined}, in '{source}.yaml'."
+    return f"Could not find '{name}', in '{source}.yaml'."

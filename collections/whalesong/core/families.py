@@ -1,0 +1,55 @@
+"""The built-in families, by name only: nothing of a family is imported before it is used."""
+
+import difflib
+import importlib
+from dataclasses import dataclass
+from typing import Any
+
+from whalesong.core.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of models.
+
+    Attributes:
+        name: public name, as in `whalesong.SALM`.
+        target: dotted name of the `LanguageModelPT` subclass, as `model.target` and archives give it.
+        schema: dotted name of the schema of its `model` section; light to import.
+    """
+
+    name: str
+    target: str
+    schema: str
+
+    def load_class(self) -> Any:
+        """Import the model class; this imports torch and NeMo."""
+        return _import(self.target)
+
+    def load_schema(self) -> Any:
+        """Import the schema of the `model` section."""
+        return _import(self.schema)
+
+
+FAMILIES = (
+    Family("SALM", "whalesong.models.salm.salm.SALM", "whalesong.models.salm.config.SALMConfig"),
+)
+
+
+def family_of(target: str) -> Family:
+    """The family whose class is called `target`, by dotted or public name.
+
+    Raises:
+        ConfigError: there is none; the nearest name is given.
+    """
+    for family in FAMILIES:
+        if target in (family.target, family.name):
+            return family
+    names = [name for family in FAMILIES for name in (family.name, family.target)]
+    near = difflib.get_close_matches(str(target), names, n=1, cutoff=0.0)
+    raise ConfigError(f"`model.target` must name a model class, but is '{target}'; did you mean '{near[0]}'?")
+
+
+def _import(dotted: str) -> Any:
+    module, name = dotted.rsplit(".", 1)
+    return getattr(importlib.import_module(module), name)

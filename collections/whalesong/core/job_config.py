@@ -1,0 +1,96 @@
+"""The schema of a whole job: what every config may hold, whatever model it names."""
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from whalesong.core.errors import ConfigError
+from whalesong.core.schema import MISSING, Schema, validate
+from whalesong.core.schema_errors import interpolation_sentence
+from whalesong.core.trainer_config import ExpManagerConfig, TrainerConfig
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+JobType = Literal["train", "eval", "predict"]
+
+
+class EvalConfig(Schema):
+    """What `job_type=eval` measures."""
+
+    ckpt_path: str | None = None
+    """The `.nemo` archive or checkpoint to evaluate; the newest one of the run if null."""
+    output_file: str | None = None
+    """Where to write one JSON line per example; beside the checkpoint if null."""
+
+
+class PredictConfig(Schema):
+    """What `job_type=predict` generates."""
+
+    ckpt_path: str | None = None
+    """The `.nemo` archive or checkpoint to use; the newest one of the run if null."""
+    audio: list[str] = []
+    """Audio files to answer about, in the order of the prompts."""
+    prompts: list[str] = []
+    """Prompts: one for all audio files, or one each; the model's own prompt if empty."""
+    output_file: str | None = None
+    """Where to write one JSON line per answer; to the terminal if null."""
+
+
+class JobConfig(Schema):
+    """The top level of a composed config.
+
+    The sections `model` and `data` are checked by the family that `model.target` names: only it
+    knows their keys, and which of them a job needs.
+    """
+
+    job_type: JobType
+    """What to do: train, eval or predict."""
+    job_name: str | None = None
+    """Names the run's log folder."""
+    name: str | None = None
+    """The experiment's name as `exp_manager` takes it."""
+    seed: int | None = Field(None, ge=0)
+    """Seed of all random generators; random if null."""
+    resume: bool = False
+    """Continue the run of the same name where it stopped."""
+    model: dict[str, Any] = {}
+    """Architecture, pretrained parts and optimizer of the model that `model.target` names."""
+    data: dict[str, Any] = {}
+    """Training, validation and test sets."""
+    trainer: TrainerConfig = TrainerConfig()
+    """Arguments of Lightning's `Trainer`."""
+    exp_manager: ExpManagerConfig | None = None
+    """Log folder, loggers and checkpoints; no logs and no checkpoints if null."""
+    eval: EvalConfig = EvalConfig()
+    """Settings of `job_type=eval`."""
+    predict: PredictConfig = PredictConfig()
+    """Settings of `job_type=predict`."""
+
+
+def check_job(cfg: "DictConfig") -> JobConfig:
+    """Check all of a composed config but the insides of `model` and `data`.
+
+    Raises:
+        ConfigError: see `validate`; or a training job without a model.
+    """
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        document = {key: _section(cfg, str(key)) for key in cfg}
+    except OmegaConfBaseException as error:
+        raise ConfigError(interpolation_sentence(error)) from error
+    job = validate(JobConfig, document)
+    if job.job_type == "train" and not cfg.get("model"):
+        raise ConfigError("`model` is missing; choose an experiment with experiment=NAME.")
+    return job
+
+
+def _section(cfg: "DictConfig", key: str) -> Any:
+    """One top-level value; the sections that a family checks count as empty."""
+    from omegaconf import OmegaConf
+
+    if OmegaConf.is_missing(cfg, key):
+        return MISSING
+    value = cfg[key]
+    return {} if key in ("model", "data") and OmegaConf.is_dict(value) else value

@@ -1,0 +1,328 @@
+"""`LanguageModelPT`: the one ModelPT that runs the four parts of any family."""
+
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from lightning.pytorch import Trainer
+from nemo.core import ModelPT
+from nemo.utils.get_rank import is_global_rank_zero
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from whalesong.core.archive import (
+    check_state_keys,
+    open_archive,
+    require_class,
+    write_archive,
+)
+from whalesong.core.checkpoint import plain_hyper_parameters, refuse_non_finite
+from whalesong.core.errors import ArchiveError, ConfigError
+from whalesong.core.families import family_of
+from whalesong.core.fingerprint import fingerprint
+from whalesong.core.instantiate import allow_whalesong_targets, check_targets
+from whalesong.core.optim import build_optimizer
+from whalesong.core.parallel import shard, whole_state_dict
+from whalesong.core.parts import Batch, Parts
+from whalesong.core.schema import Schema, validate
+from whalesong.core.totals import EvaluationTotals
+
+LOSS_SCALE = 1024
+"""Divides the summed loss before the backward pass, to keep gradients in the range of half precision."""
+
+
+class LanguageModelPT(ModelPT):
+    """Trains, evaluates, saves and restores the four parts that a family builds.
+
+    Args:
+        cfg: the `model` section; checked against `config_schema`, copied and never edited.
+        trainer: Lightning's trainer, as everywhere in NeMo.
+        assets: content of the files of an archive; without them the pretrained parts that `cfg` names
+            are loaded.
+
+    Raises:
+        ConfigError: the section breaks its schema.
+    """
+
+    config_schema: ClassVar[type[Schema]]
+
+    def __init__(
+        self,
+        cfg: DictConfig | Mapping[str, Any],
+        trainer: Trainer | None = None,
+        *,
+        assets: Mapping[str, bytes] | None = None,
+    ) -> None:
+        cfg = OmegaConf.create(OmegaConf.to_container(OmegaConf.create(cfg), resolve=True))
+        validate(self.config_schema, cfg, path="model")
+        allow_whalesong_targets()
+        super().__init__(cfg, trainer)
+        self.assets: dict[str, bytes] = dict(assets or {})
+        self.parts = self.build_parts(assets)
+        self.model = self.parts.model
+        self.validation_names: list[str] = []
+        self._num_targets: Tensor | None = None
+        self._totals: list[EvaluationTotals] = []
+        self._is_sharded = False
+
+    @abstractmethod
+    def build_parts(self, assets: Mapping[str, bytes] | None) -> Parts:
+        """Build the four parts from `self.cfg`, fill in what `self.cfg` left open, set `self.assets`."""
+
+    def sharding_blocks(self) -> Iterable[nn.Module]:
+        """Repeated layers of the model that FSDP gathers one at a time."""
+        return ()
+
+    # -- training ---------------------------------------------------------------------------------
+
+    def on_fit_start(self) -> None:
+        """Let the loss prepare itself on the device."""
+        super().on_fit_start()
+        self.parts.loss.configure(self)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Loss of one batch, scaled so that after `on_before_optimizer_step` every target weighs the same."""
+        outputs = self.parts.loss.loss_fn(batch)
+        loss, num_targets = outputs["loss"], outputs.get("num_targets")
+        self.log("loss", loss.detach(), prog_bar=True, batch_size=1)
+        self.log("learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"], batch_size=1)
+        if num_targets is None:
+            return loss
+        self._num_targets = num_targets + (0 if self._num_targets is None else self._num_targets)
+        share = self.trainer.accumulate_grad_batches * self._data_parallel_size() / LOSS_SCALE
+        return loss * num_targets * share
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Divide the summed gradients by the number of targets over all ranks and accumulation steps."""
+        if self._num_targets is None:
+            return
+        total = self.trainer.strategy.reduce(self._num_targets.float(), reduce_op="mean")
+        total = total * self._data_parallel_size()
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.grad.mul_(LOSS_SCALE / total.clamp_min(1))
+        self._num_targets = None
+
+    def configure_optimizers(self) -> Any:
+        """Optimizer and schedule from `model.optimizer` and `model.lr_scheduler`, or NeMo's `model.optim`."""
+        if self.cfg.get("optimizer") is not None:
+            schedule = self.cfg.get("lr_scheduler")
+            return build_optimizer(
+                self.parameters(),
+                optimizer=OmegaConf.to_container(self.cfg.optimizer),
+                lr_scheduler=None if schedule is None else OmegaConf.to_container(schedule),
+                max_steps=self.trainer.max_steps,
+            )
+        if self.cfg.get("optim") is None:
+            raise ConfigError("`model.optimizer` is mandatory for training, but has no value.")
+        return super().configure_optimizers()
+
+    def setup_optimizer_param_groups(self) -> None:
+        """Only what is trained, for NeMo's `model.optim`."""
+        self._optimizer_param_groups = [{"params": [p for p in self.parameters() if p.requires_grad]}]
+
+    def configure_model(self) -> None:
+        """Shard the model when the strategy is `ModelParallelStrategy` (FSDP2)."""
+        if self.device_mesh is None or self._is_sharded:
+            return
+        mesh = self.device_mesh["data_parallel"]
+        shard(self.model, mesh, blocks=self.sharding_blocks(), methods=("generate",))
+        self._is_sharded = True
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep checkpoints plain, finite, and exact about the batches that were processed."""
+        refuse_non_finite(checkpoint)
+        plain = plain_hyper_parameters(checkpoint)
+        checkpoint.clear()
+        checkpoint.update(plain)
+        # Inside `on_train_batch_end` Lightning has not yet counted the batch as completed; without this a
+        # run resumed from there would train one batch more in its epoch.
+        for progress in _batch_progress(checkpoint):
+            progress["completed"] = progress["processed"]
+
+    def _data_parallel_size(self) -> int:
+        kwargs = self.trainer.distributed_sampler_kwargs or {}
+        return kwargs.get("num_replicas", 1)
+
+    # -- evaluation -------------------------------------------------------------------------------
+
+    def on_validation_epoch_start(self) -> None:
+        """Start counting anew."""
+        self._start_totals(self.trainer.num_val_batches)
+
+    def on_test_epoch_start(self) -> None:
+        """Start counting anew."""
+        self._start_totals(self.trainer.num_test_batches)
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Add the loss, and with prompts in the batch the generated rows, to the counts of its data set."""
+        totals = self._totals[dataloader_idx]
+        totals.add_loss(self.parts.loss.loss_fn(batch))
+        if "prompt" in batch and self.parts.metrics:
+            preds = self.parts.predictor.predict(batch)
+            totals.add_rows(self.parts.predictor.to_dict(batch, preds))
+
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """As in validation."""
+        self.validation_step(batch, batch_idx, dataloader_idx)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log `val_loss`, `val_acc`, `val_wer`, ... over all sets, and each set's with its name behind."""
+        self._log_totals("val")
+
+    def on_test_epoch_end(self) -> None:
+        """As in validation, under `test_`."""
+        self._log_totals("test")
+
+    def _start_totals(self, num_batches: Any) -> None:
+        count = len(num_batches) if isinstance(num_batches, list) else 1
+        self._totals = [EvaluationTotals(self.parts.metrics) for _ in range(count)]
+
+    def _log_totals(self, prefix: str) -> None:
+        summed = [self._sum_over_ranks(totals) for totals in self._totals]
+        everything = [sum(column) for column in zip(*summed, strict=True)]
+        values = self._totals[0].compute(everything)
+        self.log_dict({f"{prefix}_{key}": value for key, value in values.items()}, prog_bar=True)
+        names = self.validation_names if len(self.validation_names) == len(summed) else []
+        for name, counts in zip(names, summed, strict=False):
+            values = self._totals[0].compute(counts)
+            self.log_dict({f"{prefix}_{key}_{name}": value for key, value in values.items()})
+
+    def _sum_over_ranks(self, totals: EvaluationTotals) -> list[float]:
+        counts = torch.tensor(totals.counts(), dtype=torch.float64, device=self.device)
+        return self.trainer.strategy.reduce(counts, reduce_op="sum").tolist()
+
+    # -- archives ---------------------------------------------------------------------------------
+
+    def save_to(self, save_path: str | Path) -> None:
+        """Write one self-contained `.nemo`; with `model.save_slim_nemo` only what was trained.
+
+        Under a sharding strategy every rank has to call it.
+        """
+        state = whole_state_dict(self)
+        slim = bool(self.cfg.get("save_slim_nemo", False))
+        base = self._frozen_names() if slim else set()
+        if is_global_rank_zero():
+            write_archive(
+                save_path,
+                config=OmegaConf.to_container(self.cfg, resolve=True),
+                tensors={name: tensor for name, tensor in state.items() if name not in base},
+                files=self.assets,
+                kind="slim" if slim else "whole",
+                metadata={"base": fingerprint({name: state[name] for name in base})} if slim else None,
+            )
+
+    @classmethod
+    def restore_from(
+        cls,
+        restore_path: str | Path,
+        override_config_path: DictConfig | str | None = None,
+        map_location: torch.device | str | None = None,
+        strict: bool = True,
+        return_config: bool = False,
+        save_restore_connector: Any = None,
+        trainer: Trainer | None = None,
+        validate_access_integrity: bool = True,
+    ) -> Any:
+        """Restore from a `.nemo` without a hub, without original paths and without running its code.
+
+        Args:
+            restore_path: the archive.
+            override_config_path: a config (or its YAML file) merged over the one in the archive; for a slim
+                archive on another machine it tells where `pretrained_llm` and `pretrained_asr` are now.
+            map_location: device of the weights; the CPU by default.
+            strict: refuse missing and unexpected weights.
+            return_config: return the config only.
+            save_restore_connector: NeMo's argument; an archive of ours needs none.
+            trainer: Lightning's trainer.
+            validate_access_integrity: NeMo's argument; checksums are always tested.
+
+        Raises:
+            ArchiveError: damaged or unsafe, of another class, other weights, another base.
+        """
+        with open_archive(restore_path) as archive:
+            require_class(archive.config, cls, path=restore_path)
+            check_targets(archive.config)
+            config = OmegaConf.create(archive.config)
+            if override_config_path is not None:
+                config = OmegaConf.merge(config, _config(override_config_path))
+            if return_config:
+                return config
+            slim = archive.kind == "slim"
+            assets = None if slim else {name: archive.read_file(name) for name in archive.files}
+            model = cls(cfg=config, trainer=trainer, assets=assets)
+            tensors = archive.tensors()
+            if slim:
+                model._check_base(archive, restore_path)
+                tensors = {**{k: v for k, v in model.state_dict().items() if k not in tensors}, **tensors}
+        check_state_keys(model.state_dict(), tensors, path=restore_path, strict=strict)
+        model.load_state_dict(tensors, strict=strict)
+        return model.to(map_location or "cpu").eval()
+
+    def _frozen_names(self) -> set[str]:
+        """Names of the state that training leaves as it is: frozen parameters, buffers of frozen modules."""
+        trained = {name for name, p in self.named_parameters(remove_duplicate=False) if p.requires_grad}
+        homes = {name.rpartition(".")[0] for name in trained}
+        parameters = dict(self.named_parameters(remove_duplicate=False))
+        return {
+            name
+            for name in self.state_dict()
+            if name not in trained and (name in parameters or name.rpartition(".")[0] not in homes)
+        }
+
+    def _check_base(self, archive: Any, path: str | Path) -> None:
+        state = self.state_dict()
+        given = fingerprint({name: state[name] for name in self._frozen_names()})
+        wanted = archive.metadata.get("base")
+        if given != wanted:
+            raise ArchiveError(
+                f"{path}: was trained on frozen parts with fingerprint {wanted}, but those of "
+                f"`pretrained_llm` '{self.cfg.get('pretrained_llm')}' have {given}."
+            )
+
+    # -- NeMo's abstract methods ------------------------------------------------------------------
+
+    @classmethod
+    def list_available_models(cls) -> list:
+        """Whalesong publishes no weights."""
+        return []
+
+    def setup_training_data(self, train_data_config: DictConfig | dict) -> None:
+        """NeMo's way to give data to a model: `trainer.fit(model)` then needs no data module."""
+        self._train_dl = self.parts.make_loader(
+            train_data_config, self.parts.train_collator, path="train_ds"
+        )
+
+    def setup_validation_data(self, val_data_config: DictConfig | dict) -> None:
+        """One validation set; see `setup_training_data`."""
+        self._validation_dl = self.parts.make_loader(
+            val_data_config, self.parts.validation_collator, path="validation_ds"
+        )
+
+
+def load(path: str | Path, *, map_location: torch.device | str | None = None) -> LanguageModelPT:
+    """Restore any archive of ours as the class it names.
+
+    Raises:
+        ArchiveError: it is damaged, unsafe, or of a class that Whalesong does not know.
+    """
+    with open_archive(path) as archive:
+        target = str(archive.config.get("target"))
+    try:
+        family = family_of(target)
+    except ConfigError as error:
+        raise ArchiveError(f"{path}: target: {error}") from error
+    return family.load_class().restore_from(path, map_location=map_location)
+
+
+def _config(source: DictConfig | Mapping[str, Any] | str | Path) -> DictConfig:
+    return OmegaConf.load(source) if isinstance(source, str | Path) else OmegaConf.create(source)
+
+
+def _batch_progress(checkpoint: dict[str, Any]) -> Iterable[dict[str, int]]:
+    loops = checkpoint.get("loops", {}).get("fit_loop", {})
+    progress = loops.get("epoch_loop.batch_progress", {})
+    return [progress[key] for key in ("total", "current") if key in progress]

@@ -1,0 +1,91 @@
+"""The one idea: a language model is a Model, a LossFunction, a Predictor and a Collator.
+
+Every family, built in or external, gives these four; `LanguageModelPT` runs them. The parts of one
+family know each other and nobody else's; none of them knows the trainer.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+Batch = dict[str, Any]
+"""What a collator gives and the other parts take: tensors, and lists of strings that stay on the CPU."""
+
+
+@runtime_checkable
+class LossFunction(Protocol):
+    """Computes the training loss of a batch."""
+
+    def loss_fn(self, batch: Batch) -> dict[str, Tensor]:
+        """Return a dictionary with "loss", the mean over the targets of this batch.
+
+        With "num_targets" beside it (a 0-d tensor) the mean is taken over all ranks and accumulation
+        steps; without it every batch weighs the same. "num_correct" is counted as token accuracy.
+        """
+        ...
+
+    def configure(self, pl_module: nn.Module) -> None:
+        """Called once before training, for parts that need buffers on the device or `torch.compile`."""
+        ...
+
+
+@runtime_checkable
+class Predictor(Protocol):
+    """Generates from a batch."""
+
+    def predict(self, batch: Batch, **generation: Any) -> dict[str, Any]:
+        """Run the model until it stops and return a dictionary with at least "text" or "ids"."""
+        ...
+
+    def to_dict(self, batch: Batch, preds: dict[str, Any]) -> list[dict[str, Any]]:
+        """One plain dictionary for each example of the batch, ready to be written as a JSON line."""
+        ...
+
+
+@runtime_checkable
+class Collator(Protocol):
+    """Turns examples into a batch. Runs in the workers of the loader."""
+
+    def load(self, example: Any) -> Any:
+        """Read what one example points to; a `DataError` here concerns this example only."""
+        ...
+
+    def __call__(self, examples: Sequence[Any]) -> Batch:
+        """Pad loaded examples into one batch; no examples at all give a batch without targets."""
+        ...
+
+
+class Metric(Protocol):
+    """Counts over rows of `Predictor.to_dict`, summed over ranks before it divides."""
+
+    def update(self, rows: list[dict[str, Any]]) -> None:
+        """Add the counts of these rows."""
+        ...
+
+    def totals(self) -> list[float]:
+        """The counts so far; sums over ranks are taken elementwise."""
+        ...
+
+    def compute(self, totals: list[float]) -> dict[str, float]:
+        """Named values from summed counts."""
+        ...
+
+    def reset(self) -> None:
+        """Forget all counts."""
+        ...
+
+
+@dataclass
+class Parts:
+    """The four parts of a family, how their batches are loaded, and the metrics of generated rows."""
+
+    model: nn.Module
+    loss: LossFunction
+    predictor: Predictor
+    train_collator: Collator
+    validation_collator: Collator
+    make_loader: Callable[..., Iterable[Batch]]
+    """`(data section, collator, *, path) -> loader`, for NeMo's `setup_training_data`."""
+    metrics: dict[str, Metric] = field(default_factory=dict)

@@ -1,0 +1,109 @@
+"""Lightning's trainer and NeMo's exp_manager from their YAML sections, with our safe checkpoints."""
+
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy
+from nemo.utils.exp_manager import exp_manager
+from nemo.utils.get_rank import is_global_rank_zero
+from nemo.utils.trainer_utils import HalfPrecisionForAudio
+
+from whalesong.core.checkpoint import AtomicCheckpointIO, heal_checkpoints
+from whalesong.core.errors import ConfigError
+from whalesong.core.instantiate import import_target
+from whalesong.core.trainer_config import ExpManagerConfig, StrategyConfig, TrainerConfig
+
+_LOG = logging.getLogger(__name__)
+
+
+def build_trainer(config: TrainerConfig, *, callbacks: list[Callback]) -> Trainer:
+    """Build the trainer; loggers and checkpoints are exp_manager's business.
+
+    Raises:
+        ConfigError: the machine has no such accelerator, or Lightning refuses a setting.
+    """
+    arguments = config.arguments()
+    arguments |= {"logger": False, "enable_checkpointing": False, "use_distributed_sampler": False}
+    if config.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise ConfigError(
+            f"`trainer.accelerator` is '{config.accelerator}', but this machine has no usable GPU; "
+            "use trainer.accelerator=cpu."
+        )
+    strategy = config.strategy
+    if isinstance(strategy, StrategyConfig):
+        settings = {k: v for k, v in strategy.arguments().items() if k != "_target_"}
+        strategy = import_target(strategy.target)(**settings)
+    arguments["strategy"] = strategy
+    plugins: list[Any] = []
+    if arguments.get("precision") in ("bf16-true", "16-true"):
+        # keeps the waveform in fp32: keys with "audio" in their name are not cast
+        plugins.append(HalfPrecisionForAudio(arguments.pop("precision")))
+    if not isinstance(strategy, ModelParallelStrategy):  # that one writes its own sharded format
+        plugins.append(AtomicCheckpointIO())
+    named = arguments.get("plugins") or []
+    arguments["plugins"] = [*plugins, *([named] if isinstance(named, str) else named)]
+    if arguments.pop("callbacks", None):
+        raise ConfigError("`trainer.callbacks` is not supported in YAML; pass callbacks from Python.")
+    try:
+        return Trainer(**arguments, callbacks=callbacks)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise ConfigError(f"`trainer`: {str(error).splitlines()[0]}") from error
+
+
+def start_exp_manager(trainer: Trainer, config: ExpManagerConfig | None) -> Path | None:
+    """Give the trainer its log folder, loggers, checkpoint callback and the point to resume from.
+
+    The checkpoints of a killed run are put in order first, and what a user keeps in the log folder
+    stays where it is.
+
+    Returns:
+        The log folder; None without exp_manager or under `fast_dev_run`.
+    """
+    if config is None or trainer.fast_dev_run:
+        return None
+    arguments = config.arguments()
+    folder = _log_folder(config)
+    if folder is not None and config.resume_if_exists and is_global_rank_zero():
+        for line in heal_checkpoints(folder / "checkpoints"):
+            _LOG.warning(line)
+    # NeMo's preemption callback is for several GPUs only; `callbacks.GracefulStop` works everywhere.
+    arguments["create_preemption_callback"] = False
+    kept = _files(folder)
+    log_dir = exp_manager(trainer, arguments)
+    if log_dir is None:
+        return None
+    if is_global_rank_zero():
+        _put_back(kept, Path(log_dir))
+    return Path(log_dir)
+
+
+def _log_folder(config: ExpManagerConfig) -> Path | None:
+    """The folder that a resumed run will use, when it is known before exp_manager has run."""
+    if config.explicit_log_dir is not None:
+        return Path(config.explicit_log_dir)
+    if config.exp_dir is None:
+        return None
+    folder = Path(config.exp_dir) / (config.name or "default")
+    return folder / config.version if config.version else folder
+
+
+def _files(folder: Path | None) -> list[Path]:
+    if folder is None or not folder.is_dir():
+        return []
+    return [path for path in folder.iterdir() if path.is_file()]
+
+
+def _put_back(kept: list[Path], log_dir: Path) -> None:
+    """exp_manager moves every file of the log folder to `run_N/`; bring back what it did not replace."""
+    runs = sorted(log_dir.glob("run_*"), key=lambda run: run.stat().st_mtime)
+    for path in kept:
+        moved = next((run / path.name for run in reversed(runs) if (run / path.name).is_file()), None)
+        if moved is not None and not path.exists():
+            shutil.move(moved, path)
+    for run in runs:
+        if not any(run.iterdir()):
+            run.rmdir()

@@ -1,0 +1,294 @@
+"""Schemas of the sections `trainer`, `exp_manager` and the optimizer.
+
+They declare the keys of Lightning 2.4's `Trainer`, of NeMo 3.0's `exp_manager`, and of the
+optimizers and schedulers that NeMo knows by name, without importing any of them; a test compares
+them with the real signatures. A key that is left out keeps the library's own default: hand the
+section on with `arguments()`.
+"""
+
+from typing import Any, Literal
+
+from pydantic import AliasChoices, Field, model_validator
+
+from whalesong.core.schema import Schema
+
+Mode = Literal["min", "max"]
+
+
+class LibrarySchema(Schema):
+    """A section that is handed to a library as keyword arguments."""
+
+    def arguments(self) -> dict[str, Any]:
+        """The keys that were given, under the library's own names."""
+        return self.model_dump(exclude_unset=True, by_alias=True)
+
+
+class StrategyConfig(LibrarySchema):
+    """A distribution strategy by class, for the settings that a registered name does not carry."""
+
+    target: Literal[
+        "lightning.pytorch.strategies.DDPStrategy",
+        "lightning.pytorch.strategies.FSDPStrategy",
+        "lightning.pytorch.strategies.ModelParallelStrategy",
+        "lightning.pytorch.strategies.SingleDeviceStrategy",
+    ] = Field(alias="_target_")
+    """The strategy's class."""
+    device: str | None = None
+    """SingleDeviceStrategy: the device."""
+    process_group_backend: str | None = None
+    """Communication library, "nccl" or "gloo"; by device if null."""
+    find_unused_parameters: bool | None = None
+    """DDP: look for parameters without a gradient. Ours never need it: what is frozen is settled
+    before the model is wrapped."""
+    gradient_as_bucket_view: bool | None = None
+    """DDP: let gradients share memory with the communication buffers."""
+    static_graph: bool | None = None
+    """DDP: the same parameters are used in every step."""
+    bucket_cap_mb: float | None = None
+    """DDP: size of the communication buffers."""
+    start_method: Literal["popen", "spawn", "fork", "forkserver"] | None = None
+    """DDP: how processes are started."""
+    data_parallel_size: Literal["auto"] | int | None = None
+    """ModelParallel: ranks over which batches and weights are divided (FSDP2)."""
+    tensor_parallel_size: Literal["auto"] | int | None = None
+    """ModelParallel: ranks over which each layer is divided."""
+    save_distributed_checkpoint: bool | None = None
+    """ModelParallel: one file per rank instead of one file."""
+    sharding_strategy: str | None = None
+    """FSDP: what is divided."""
+    state_dict_type: Literal["full", "sharded"] | None = None
+    """FSDP: one file, or one per rank."""
+    cpu_offload: bool | None = None
+    """FSDP: keep the weights in main memory."""
+
+
+class TrainerConfig(LibrarySchema):
+    """The section `trainer`: arguments of Lightning's `Trainer`."""
+
+    accelerator: str = "auto"
+    strategy: str | StrategyConfig = "auto"
+    devices: list[int] | int | str = "auto"
+    num_nodes: int = Field(1, ge=1)
+    precision: (
+        Literal[
+            64, 32, 16, "64", "32", "16", "bf16", "16-true", "16-mixed", "bf16-true", "bf16-mixed",
+            "32-true", "64-true", "transformer-engine", "transformer-engine-float16",
+        ]
+        | None
+    ) = None  # fmt: skip
+    logger: bool | None = None
+    """Leave false: `exp_manager` makes the loggers."""
+    callbacks: list[dict[str, Any]] | dict[str, Any] | None = None
+    fast_dev_run: bool | int = False
+    max_epochs: int | None = None
+    min_epochs: int | None = None
+    max_steps: int = Field(-1, ge=-1)
+    min_steps: int | None = None
+    max_time: str | dict[str, int] | None = None
+    limit_train_batches: int | float | None = None
+    limit_val_batches: int | float | None = None
+    limit_test_batches: int | float | None = None
+    limit_predict_batches: int | float | None = None
+    overfit_batches: int | float = 0
+    val_check_interval: int | float | None = None
+    check_val_every_n_epoch: int | None = 1
+    num_sanity_val_steps: int | None = None
+    log_every_n_steps: int | None = None
+    enable_checkpointing: bool | None = None
+    """Leave false: `exp_manager` makes the checkpoint callback."""
+    enable_progress_bar: bool | None = None
+    enable_model_summary: bool | None = None
+    accumulate_grad_batches: int = Field(1, ge=1)
+    gradient_clip_val: float | None = None
+    gradient_clip_algorithm: Literal["norm", "value"] | None = None
+    deterministic: bool | Literal["warn"] | None = None
+    benchmark: bool | None = None
+    inference_mode: bool = True
+    use_distributed_sampler: bool = Field(
+        False,
+        validation_alias=AliasChoices("use_distributed_sampler", "replace_sampler_ddp"),
+    )
+    """Leave false: the data loader divides the batches over ranks itself. Before Lightning 2 this
+    key was `replace_sampler_ddp`; the old name is accepted."""
+    profiler: str | None = None
+    detect_anomaly: bool = False
+    barebones: bool = False
+    plugins: str | list[str] | None = None
+    sync_batchnorm: bool = False
+    reload_dataloaders_every_n_epochs: int = 0
+    default_root_dir: str | None = None
+
+
+class CheckpointCallbackConfig(LibrarySchema):
+    """`exp_manager.checkpoint_callback_params`: which checkpoints are kept."""
+
+    filepath: str | None = None
+    dirpath: str | None = None
+    filename: str | None = None
+    """For example "{step}"; `-last` and the ending are added."""
+    monitor: str | None = "val_loss"
+    verbose: bool | None = True
+    save_last: bool | None = True
+    save_top_k: int | None = Field(3, ge=-1)
+    save_weights_only: bool | None = False
+    mode: Mode | None = "min"
+    auto_insert_metric_name: bool = True
+    every_n_epochs: int | None = 1
+    every_n_train_steps: int | None = None
+    train_time_interval: Any = None
+    prefix: str | None = None
+    postfix: str = ".nemo"
+    save_best_model: bool = False
+    always_save_nemo: bool = False
+    save_nemo_on_train_end: bool | None = True
+    model_parallel_size: int | None = None
+    save_on_train_epoch_end: bool | None = False
+    async_save: bool | None = False
+    save_last_n_optim_states: int | None = -1
+
+
+class EarlyStoppingConfig(LibrarySchema):
+    """`exp_manager.early_stopping_callback_params`."""
+
+    monitor: str = "val_loss"
+    mode: Mode = "min"
+    min_delta: float = 0.001
+    patience: int = 10
+    verbose: bool = True
+    strict: bool = True
+    check_finite: bool = True
+    stopping_threshold: float | None = None
+    divergence_threshold: float | None = None
+    check_on_train_epoch_end: bool | None = None
+    log_rank_zero_only: bool = False
+
+
+class StepTimingConfig(LibrarySchema):
+    """`exp_manager.step_timing_kwargs`."""
+
+    reduction: str | None = "mean"
+    sync_cuda: bool | None = False
+    buffer_size: int | None = 1
+
+
+class EMAConfig(LibrarySchema):
+    """`exp_manager.ema`: an exponential moving average of the weights."""
+
+    enable: bool | None = False
+    decay: float | None = Field(0.999, gt=0, lt=1)
+    cpu_offload: bool | None = False
+    validate_original_weights: bool | None = False
+    every_n_steps: int = Field(1, ge=1)
+
+
+class ExpManagerConfig(LibrarySchema):
+    """The section `exp_manager`: log folder, loggers, checkpoints and resuming."""
+
+    explicit_log_dir: str | None = None
+    """The log folder itself; else it is `exp_dir/name/version`."""
+    exp_dir: str | None = None
+    name: str | None = None
+    version: str | None = None
+    use_datetime_version: bool | None = True
+    resume_if_exists: bool | None = False
+    """Continue from the newest complete checkpoint of the log folder."""
+    resume_past_end: bool | None = False
+    resume_ignore_no_checkpoint: bool | None = False
+    """Start from the beginning where there is no checkpoint yet."""
+    resume_from_checkpoint: str | None = None
+    create_tensorboard_logger: bool | None = True
+    summary_writer_kwargs: dict[str, Any] | None = None
+    create_wandb_logger: bool | None = False
+    wandb_logger_kwargs: dict[str, Any] | None = None
+    create_mlflow_logger: bool | None = False
+    mlflow_logger_kwargs: dict[str, Any] | None = None
+    create_dllogger_logger: bool | None = False
+    dllogger_logger_kwargs: dict[str, Any] | None = None
+    create_clearml_logger: bool | None = False
+    clearml_logger_kwargs: dict[str, Any] | None = None
+    create_neptune_logger: bool | None = False
+    neptune_logger_kwargs: dict[str, Any] | None = None
+    create_checkpoint_callback: bool | None = True
+    checkpoint_callback_params: CheckpointCallbackConfig | None = None
+    create_early_stopping_callback: bool | None = False
+    early_stopping_callback_params: EarlyStoppingConfig | None = None
+    create_ipl_epoch_stopper_callback: bool | None = False
+    ipl_epoch_stopper_callback_params: dict[str, Any] | None = None
+    create_preemption_callback: bool | None = True
+    files_to_copy: list[str] | None = None
+    log_step_timing: bool | None = True
+    log_delta_step_timing: bool | None = False
+    step_timing_kwargs: StepTimingConfig | None = None
+    disable_validation_on_resume: bool | None = True
+    ema: EMAConfig | None = None
+    max_time_per_run: str | None = None
+    """Stop and save after "DD:HH:MM:SS"."""
+    seconds_to_sleep: float = 5
+    create_straggler_detection_callback: bool | None = False
+    straggler_detection_params: dict[str, Any] | None = None
+    create_fault_tolerance_callback: bool | None = False
+    fault_tolerance: dict[str, Any] | None = None
+    log_tflops_per_sec_per_gpu: bool | None = True
+
+
+class SchedulerConfig(LibrarySchema):
+    """A learning-rate schedule by NeMo's name or by class; a key counts where that one has it."""
+
+    name: str | None = None
+    target: str | None = Field(None, alias="_target_")
+    max_steps: int | None = None
+    warmup_steps: int | None = None
+    warmup_ratio: float | None = None
+    hold_steps: int | None = None
+    hold_ratio: float | None = None
+    constant_steps: int | None = None
+    constant_ratio: float | None = None
+    min_lr: float | None = None
+    last_epoch: int | None = None
+    d_model: int | None = None
+    decay_rate: float | None = None
+    power: float | None = None
+    cycle: bool | None = None
+    gamma: float | None = None
+    step_size: int | None = None
+
+    @model_validator(mode="after")
+    def _one_name(self) -> "SchedulerConfig":
+        if (self.name is None) == (self.target is None):
+            raise ValueError("must have one of the keys `name` and `_target_`")
+        return self
+
+
+class OptimConfig(LibrarySchema):
+    """An optimizer by NeMo's name or by class; a key counts where that optimizer has it."""
+
+    name: str | None = None
+    """For example "adamw"."""
+    target: str | None = Field(None, alias="_target_")
+    """For example torch.optim.AdamW."""
+    lr: float = Field(gt=0)
+    """Learning rate at the peak."""
+    weight_decay: float | None = None
+    betas: tuple[float, float] | None = None
+    eps: float | tuple[float, float] | None = None
+    amsgrad: bool | None = None
+    momentum: float | None = None
+    dampening: float | None = None
+    nesterov: bool | None = None
+    grad_averaging: bool | None = None
+    luc: bool | None = None
+    scale_parameter: bool | None = None
+    relative_step: bool | None = None
+    warmup_init: bool | None = None
+    clip_threshold: float | None = None
+    decay_rate: float | None = None
+    foreach: bool | None = None
+    fused: bool | None = None
+    sched: SchedulerConfig | None = None
+    """How the learning rate changes; constant if null."""
+
+    @model_validator(mode="after")
+    def _one_name(self) -> "OptimConfig":
+        if (self.name is None) == (self.target is None):
+            raise ValueError("must have one of the keys `name` and `_target_`")
+        return self

@@ -1,0 +1,50 @@
+"""What happens to data that cannot be used: stop, or leave out, log and count."""
+
+import logging
+import re
+from typing import Literal
+
+from whalesong.core.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+ADDRESS = re.compile(r"'?<[\w.]+ object at 0x[0-9a-f]+>'?")
+"""How python prints an object without a name, as found in messages of decoders."""
+
+OnBadCut = Literal["raise", "skip"]
+
+
+class Faults:
+    """Takes every fault in the data of one plan and its loader."""
+
+    def __init__(self, on_bad_cut: OnBadCut = "raise") -> None:
+        """`raise` stops at the first fault; `skip` logs each one once and counts it."""
+        self.on_bad_cut = on_bad_cut
+        self._lost: dict[str, int] = {}
+
+    @property
+    def total(self) -> int:
+        """Examples left out so far, each counted once."""
+        return sum(self._lost.values())
+
+    def report(self, message: str, *, lost: int = 1) -> None:
+        """Raise a `DataError`, or log and count a fault that cost `lost` examples."""
+        if self.on_bad_cut == "raise":
+            raise DataError(message)
+        if message not in self._lost:
+            logger.warning("Left out: %s", message)
+        self._lost[message] = lost
+
+    def log_total(self, name: str) -> None:
+        """Log what was left out, if anything was."""
+        if self._lost:
+            logger.warning(
+                "%s: %d examples left out for %d faults.", name, self.total, len(self._lost)
+            )
+
+
+def cause(error: BaseException, limit: int = 200) -> str:
+    """The first line of an error, short enough for a message of one line."""
+    lines = str(error).strip().splitlines()
+    text = ADDRESS.sub("memory", lines[0]).rstrip(".") if lines else type(error).__name__
+    return text if len(text) <= limit else f"{text[:limit]}..."

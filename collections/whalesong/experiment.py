@@ -1,0 +1,114 @@
+"""From a composed config to a run: train, evaluate, predict."""
+
+import logging
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from whalesong.core.errors import ConfigError
+from whalesong.core.families import Family, family_of
+from whalesong.core.job_config import JobConfig, check_job
+from whalesong.core.schema import validate
+from whalesong.data.config import DataConfig
+
+_LOG = logging.getLogger(__name__)
+
+
+def run(cfg: DictConfig) -> None:
+    """Run one job.
+
+    Args:
+        cfg: sections `model`, `data`, `trainer`, `exp_manager` and the keys of `JobConfig`.
+
+    Raises:
+        ConfigError: something in it is wrong; nothing heavy has been imported by then.
+    """
+    job = check_job(cfg)
+    cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
+    if job.job_type == "train":
+        train(cfg, job)
+        return
+    from whalesong import inference  # torch and NeMo only when they are needed
+
+    if job.job_type == "eval":
+        inference.evaluate(cfg, job)
+    else:
+        inference.predict(cfg, job)
+
+
+def train(cfg: DictConfig, job: JobConfig) -> None:
+    """Train, then leave one `.nemo` in the checkpoint folder."""
+    family, data_config = check_training(cfg)
+
+    from lightning.pytorch import seed_everything
+
+    from whalesong.core.callbacks import GracefulStop
+    from whalesong.core.trainer import build_trainer, start_exp_manager
+    from whalesong.data.datamodule import LanguageDataModule
+
+    quiet_libraries()
+    if job.seed is not None:
+        seed_everything(job.seed, verbose=False)
+    trainer = build_trainer(job.trainer, callbacks=[GracefulStop(resume_command=resume_hint(job))])
+    log_dir = start_exp_manager(trainer, job.exp_manager)
+    model = family.load_class()(cfg.model, trainer)
+    data = LanguageDataModule(
+        data_config,
+        train_collator=model.parts.train_collator,
+        validation_collator=model.parts.validation_collator,
+        measure_tokens=getattr(model.parts.train_collator, "measure_tokens", None),
+    )
+    model.val_names = data.val_names
+    trainer.fit(model, data)
+    if trainer.is_global_zero and log_dir is not None:
+        report_training(log_dir, trainer.callback_metrics)
+
+
+def check_training(cfg: DictConfig) -> tuple[Family, DataConfig]:
+    """Check the sections `model` and `data` of a training job.
+
+    Raises:
+        ConfigError: naming the YAML path.
+    """
+    target = OmegaConf.select(cfg, "model.target")
+    if target is None:
+        raise ConfigError("`model.target` is mandatory, but has no value; for example: SALM.")
+    family = family_of(target)
+    validate(family.load_schema(), cfg.model, path="model")
+    if OmegaConf.select(cfg, "data.train_ds") is None:
+        raise ConfigError("`data.train_ds` is mandatory for job_type=train, but has no value.")
+    data = validate(DataConfig, cfg.data, path="data")
+    cfg.model.target = family.target
+    return family, data
+
+
+def resume_hint(job: JobConfig) -> str:
+    """How to go on after a stop."""
+    command = shlex.join([Path(sys.executable).name, *sys.argv])
+    if job.exp_manager is not None and job.exp_manager.resume_if_exists:
+        return f"To go on: {command}"
+    return f"To go on: {command} exp_manager.resume_if_exists=true"
+
+
+def report_training(log_dir: Path, metrics: dict[str, Any]) -> None:
+    """Tell what came out and what to do next."""
+    values = ", ".join(f"{key} {float(value):.4f}" for key, value in sorted(metrics.items()) if "val_" in key)
+    print(f"\nTrained. {values}")
+    print(f"Logs:    {log_dir}    (tensorboard --logdir {log_dir})")
+    archives = sorted((log_dir / "checkpoints").glob("*.nemo"))
+    if archives:
+        print(f"Archive: {archives[-1]}")
+        print(f"Next:    xlm job_type=eval eval.ckpt_path={archives[-1]} data.test_ds.shar_path=FOLDER")
+
+
+def quiet_libraries() -> None:
+    """Keep NeMo's and Lightning's notes out of the way; warnings and errors stay."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from nemo.utils import logging as nemo_logging
+
+    nemo_logging.setLevel(logging.WARNING)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)

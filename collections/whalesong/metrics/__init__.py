@@ -1,0 +1,1 @@
+"""Metrics that sum over all examples and ranks before they divide."""

@@ -1,0 +1,31 @@
+"""The training loss of SALM."""
+
+import torch
+from torch import Tensor, nn
+
+from whalesong.core.parts import Batch
+from whalesong.models.salm.model import SALMModel
+
+MODEL_INPUTS = ("input_ids", "attention_mask", "audio_mask", "labels", "audio", "audio_lens")
+
+
+class SALMLoss:
+    """Cross-entropy of the answer tokens."""
+
+    def __init__(self, *, model: SALMModel) -> None:
+        self.model = model
+
+    def configure(self, pl_module: nn.Module) -> None:
+        """Nothing to prepare."""
+
+    def loss_fn(self, batch: Batch) -> dict[str, Tensor]:
+        """Mean cross-entropy over the targets of the batch, in fp32; 0 for a batch without targets."""
+        output = self.model(**{key: batch[key] for key in MODEL_INPUTS})
+        num_targets = torch.tensor(len(output.targets), device=output.targets.device)
+        total = nn.functional.cross_entropy(output.logits.float(), output.targets, reduction="sum")
+        correct = (output.logits.detach().argmax(dim=-1) == output.targets).sum()
+        return {
+            "loss": total / num_targets.clamp_min(1),
+            "num_targets": num_targets,
+            "num_correct": correct,
+        }

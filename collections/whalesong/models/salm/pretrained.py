@@ -1,0 +1,154 @@
+"""The pretrained parts of SALM: from folders and `.nemo` files in training, from an archive afterwards."""
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from nemo.collections.asr.models import ASRModel
+from nemo.collections.common.tokenizers import AutoTokenizer
+from nemo.collections.speechlm2.modules.perception import AudioPerceptionModule
+from omegaconf import DictConfig, OmegaConf, open_dict
+from torch import nn
+from transformers import GenerationConfig, PreTrainedModel
+
+from whalesong.core.errors import ArchiveError, ConfigError
+from whalesong.core.instantiate import check_keywords, check_targets
+from whalesong.modules.llm import describe_missing, llm_from_config, load_llm
+
+LLM_CONFIG = "llm_config.json"
+GENERATION_CONFIG = "llm_generation_config.json"
+
+
+def build_llm(cfg: DictConfig, assets: Mapping[str, bytes] | None) -> PreTrainedModel:
+    """The LLM that `pretrained_llm` names, or its empty architecture from an archive."""
+    if assets is None:
+        try:
+            return load_llm(cfg.pretrained_llm, pretrained_weights=cfg.get("pretrained_weights", True))
+        except ValueError as error:
+            raise ConfigError(f"`model.pretrained_llm`: {error}") from error
+    llm = llm_from_config(_read_json(assets, LLM_CONFIG))
+    llm.generation_config = GenerationConfig.from_dict(_read_json(assets, GENERATION_CONFIG))
+    return llm
+
+
+def build_tokenizer(cfg: DictConfig, assets: Mapping[str, bytes] | None) -> Any:
+    """NeMo's `AutoTokenizer` of the LLM, which also knows the audio tag."""
+    if assets is None:
+        tokenizer = _load_tokenizer(cfg.pretrained_llm)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            for name, content in assets.items():
+                (Path(folder) / name).write_bytes(content)
+            tokenizer = _load_tokenizer(folder)
+    tokenizer.add_special_tokens({"additional_special_tokens": [cfg.get("audio_locator_tag", "<audio>")]})
+    return tokenizer
+
+
+def collect_assets(llm: PreTrainedModel, tokenizer: Any) -> dict[str, bytes]:
+    """What an archive needs beside config and weights to build LLM and tokenizer without a hub."""
+    assets = {
+        LLM_CONFIG: json.dumps(llm.config.to_dict(), indent=2).encode(),
+        GENERATION_CONFIG: json.dumps(llm.generation_config.to_dict(), indent=2).encode(),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.tokenizer.save_pretrained(folder)
+        for path in sorted(Path(folder).rglob("*")):
+            if path.is_file():
+                assets[path.name] = path.read_bytes()
+    return assets
+
+
+def build_perception(cfg: DictConfig, llm: PreTrainedModel, *, restored: bool) -> nn.Module:
+    """Perception with the encoder of `pretrained_asr`; `cfg.perception` is completed on the way.
+
+    Args:
+        cfg: the model's own copy of the `model` section.
+        llm: gives the width of the output.
+        restored: the section comes from an archive, so it is complete and weights follow.
+    """
+    asr = None
+    if not restored and cfg.get("pretrained_asr") is not None:
+        asr = load_asr(cfg.pretrained_asr)
+    complete_perception(cfg, asr, llm_width=llm.get_input_embeddings().embedding_dim)
+    section = OmegaConf.to_container(cfg.perception, resolve=True)
+    check_targets(section)
+    for name in ("preprocessor", "encoder", "modality_adapter", "spec_augment"):
+        if section.get(name) is not None:
+            check_keywords(section[name], path=f"model.perception.{name}")
+    perception = AudioPerceptionModule(cfg.perception)
+    if asr is not None and cfg.get("pretrained_weights", True):
+        copy_encoder(asr, perception)
+    return perception
+
+
+def complete_perception(cfg: DictConfig, asr: ASRModel | None, *, llm_width: int) -> None:
+    """Fill in what the YAML leaves to the ASR model and the LLM.
+
+    Keys that the YAML gives win over those of the ASR model; null in the YAML does not.
+    """
+    perception = cfg.perception
+    with open_dict(cfg):
+        for name in ("preprocessor", "encoder"):
+            own = {k: v for k, v in (perception.get(name) or {}).items() if v is not None}
+            if asr is not None:
+                perception[name] = OmegaConf.merge(asr.cfg[name], own)
+            elif not own:
+                raise ConfigError(
+                    f"`model.perception.{name}` is mandatory without `model.pretrained_asr`, but has no value."
+                )
+        perception.output_dim = llm_width
+        adapter = perception.modality_adapter
+        if "output_dim" in adapter:
+            adapter.output_dim = llm_width
+        for key in ("feat_in", "d_model", "input_dim"):
+            if key in adapter and adapter[key] is None:
+                adapter[key] = perception.encoder.d_model
+        if "encoder_config" in adapter:
+            adapter.encoder_config.d_model = perception.encoder.d_model
+            adapter.llm_config.hidden_size = llm_width
+
+
+def load_asr(name_or_path: str) -> ASRModel:
+    """Load a NeMo ASR model from a `.nemo` file or by its published name.
+
+    Raises:
+        ConfigError: there is no such file and the name cannot be reached.
+    """
+    if Path(name_or_path).is_file():
+        return ASRModel.restore_from(name_or_path, map_location="cpu").eval()
+    if name_or_path.endswith(".nemo"):
+        raise ConfigError(f"`model.pretrained_asr` must be an existing file, but '{name_or_path}' is not.")
+    try:
+        return ASRModel.from_pretrained(name_or_path, map_location="cpu").eval()
+    except Exception as error:  # NeMo's hub code raises what its transport raises
+        raise ConfigError(f"`model.pretrained_asr`: {describe_missing(name_or_path, error)}") from error
+
+
+@torch.no_grad()
+def copy_encoder(asr: ASRModel, perception: nn.Module) -> None:
+    """Copy front end and encoder weights of an ASR model; an encoder of another shape is refused."""
+    for name in ("preprocessor", "encoder"):
+        source, target = getattr(asr, name), getattr(perception, name)
+        try:
+            target.load_state_dict(source.state_dict())
+        except RuntimeError as error:
+            raise ConfigError(
+                f"`model.perception.{name}` does not fit the weights of `model.pretrained_asr`: "
+                f"{str(error).splitlines()[-1].strip()}"
+            ) from error
+
+
+def _load_tokenizer(name_or_path: str) -> Any:
+    try:
+        return AutoTokenizer(name_or_path, use_fast=True)
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"`model.pretrained_llm`: {describe_missing(name_or_path, error)}") from error
+
+
+def _read_json(assets: Mapping[str, bytes], name: str) -> dict[str, Any]:
+    if name not in assets:
+        raise ArchiveError(f"the archive must hold '{name}', but does not.")
+    return json.loads(assets[name])
