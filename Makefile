@@ -9,7 +9,7 @@ TEST_FLAGS ?=
 help:  ## print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s%s\n", $$1, $$2 }' Makefile
 
-.venv/.installed: setup.py pyproject.toml constraints.txt .ci/environment
+.venv/.installed: setup.py constraints.txt .ci/environment
 	.ci/environment .venv
 	@touch $@
 

@@ -1,4 +1,4 @@
-"""Real parts for all tests, made once per session: a tiny ASR `.nemo`, tiny LLM folders, a tiny SALM."""
+"""Real parts for all tests, made once per session: a tiny ASR `.nemo`, LLM folders and SALM."""
 
 import logging
 import os
@@ -24,7 +24,7 @@ def tiny_asr(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_llm(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Folder of an untrained LLM: `tiny_llm("llama" | "qwen2" | "gpt2", tie_word_embeddings=False)`."""
+    """Folder of an untrained LLM: `tiny_llm("qwen2", tie_word_embeddings=False)`."""
     from whalesong.tiny.llm import build_tiny_llm
 
     built: dict[tuple[Any, ...], Path] = {}
@@ -83,3 +83,30 @@ def build_salm(salm_config: Callable[..., dict[str, Any]]) -> Callable[..., Any]
         return SALM(salm_config(architecture, **changes)).eval()
 
     return build
+
+
+@pytest.fixture(scope="session")
+def speech_shar(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve short cuts of noise with texts, as lhotse shar at 16 kHz."""
+    import io
+
+    import numpy as np
+    import soundfile
+    from lhotse import Recording, SupervisionSegment
+
+    from whalesong.data.shar import write_shar
+
+    rng = np.random.default_rng(0)
+    cuts = []
+    for index in range(12):
+        data = io.BytesIO()
+        samples = 0.1 * rng.standard_normal(8000 + 800 * index)
+        soundfile.write(data, samples, 16000, format="WAV")
+        cut = Recording.from_bytes(data.getvalue(), recording_id=f"utt{index}").to_cut()
+        text = " ".join(TEXTS[index % 2].split()[: 2 + index % 4])
+        segment = SupervisionSegment(f"utt{index}", f"utt{index}", 0, cut.duration, text=text)
+        cut.id, cut.supervisions = f"utt{index}", [segment]
+        cuts.append(cut)
+    folder = tmp_path_factory.mktemp("speech") / "shar"
+    write_shar(cuts, folder, fields={"recording": "flac"}, shard_size=4)
+    return folder

@@ -169,4 +169,4 @@ def test_import_is_fast_and_light(tmp_path: Path) -> None:
 
 def test_public_names_are_checked() -> None:
     with pytest.raises(AttributeError, match="module 'whalesong' has no attribute 'SLAM'"):
-        whalesong.SLAM  # noqa: B018
+        _ = whalesong.SLAM

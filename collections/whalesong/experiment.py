@@ -62,7 +62,8 @@ def train(cfg: DictConfig, job: JobConfig) -> None:
         validation_collator=model.parts.validation_collator,
         measure_tokens=getattr(model.parts.train_collator, "measure_tokens", None),
     )
-    model.val_names = data.val_names
+    model.validation_names = data.val_names
+    model.seed = job.seed if job.seed is not None else data_config.train_ds.seed
     trainer.fit(model, data)
     if trainer.is_global_zero and log_dir is not None:
         report_training(log_dir, trainer.callback_metrics)
@@ -96,13 +97,18 @@ def resume_hint(job: JobConfig) -> str:
 
 def report_training(log_dir: Path, metrics: dict[str, Any]) -> None:
     """Tell what came out and what to do next."""
-    values = ", ".join(f"{key} {float(value):.4f}" for key, value in sorted(metrics.items()) if "val_" in key)
+    values = ", ".join(
+        f"{key} {float(value):.4f}" for key, value in sorted(metrics.items()) if "val_" in key
+    )
     print(f"\nTrained. {values}")
     print(f"Logs:    {log_dir}    (tensorboard --logdir {log_dir})")
     archives = sorted((log_dir / "checkpoints").glob("*.nemo"))
     if archives:
         print(f"Archive: {archives[-1]}")
-        print(f"Next:    xlm job_type=eval eval.ckpt_path={archives[-1]} data.test_ds.shar_path=FOLDER")
+        print(
+            f"Next:    xlm job_type=eval eval.ckpt_path={archives[-1]} "
+            "data.test_ds.shar_path=FOLDER"
+        )
 
 
 def quiet_libraries() -> None:

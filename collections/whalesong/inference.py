@@ -59,8 +59,8 @@ def predict(cfg: DictConfig, job: JobConfig) -> None:
         raise ConfigError("`predict.audio` or `predict.prompts` is mandatory, but both are empty.")
     if len(prompts) not in (0, 1, len(audio)) and audio:
         raise ConfigError(
-            f"`predict.prompts` must hold one prompt, or one for each of the {len(audio)} audio files, "
-            f"but holds {len(prompts)}."
+            f"`predict.prompts` must hold one prompt, or one for each of the {len(audio)} "
+            f"audio files, but holds {len(prompts)}."
         )
     if missing := [path for path in audio if not Path(path).is_file()]:
         raise DataError(f"the audio file '{missing[0]}' does not exist.")
@@ -109,8 +109,12 @@ def find_archive(path: str | None, job: JobConfig, *, key: str) -> Path:
     manager = job.exp_manager
     folder = None
     if manager is not None:
-        folder = manager.explicit_log_dir or str(Path(manager.exp_dir or ".") / (manager.name or ""))
-    archives = sorted(Path(folder).rglob("*.nemo"), key=lambda p: p.stat().st_mtime) if folder else []
+        folder = manager.explicit_log_dir or str(
+            Path(manager.exp_dir or ".") / (manager.name or "")
+        )
+    archives = (
+        sorted(Path(folder).rglob("*.nemo"), key=lambda p: p.stat().st_mtime) if folder else []
+    )
     if not archives:
         raise ConfigError(f"`{key}` is mandatory, because there is no .nemo under '{folder}'.")
     return archives[-1]

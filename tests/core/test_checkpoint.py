@@ -167,6 +167,7 @@ def test_no_flip_or_cut_loads_other_numbers(tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_a_weight_that_is_not_finite_is_named(value: float) -> None:
     checkpoint = make_checkpoint()
+    checkpoint["state_dict"]["fp8"] = torch.ones(2).to(torch.float8_e4m3fn)
     refuse_non_finite(checkpoint)
     checkpoint["state_dict"]["half"][1] = value
     with pytest.raises(CheckpointError, match="step 12: `state_dict.half` holds NaN or infinity"):

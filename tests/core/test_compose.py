@@ -84,7 +84,7 @@ def test_result_is_open_for_the_schemas_to_judge(place: Path) -> None:
 
 REFUSED = {
     "experiment=frist": "Could not find 'experiment/frist'; did you mean `first`? (searched: ",
-    "experiment=zzz": "Could not find 'experiment/zzz'; there is `first`, `sub/deep` (searched: ",
+    "extra=zzz": "Could not find 'extra/zzz'; there is `one`, `two` (searched: ",
     "extra=[one,tow]": "Could not find 'extra/tow'; did you mean `two`? (searched: ",
     "word": "Override 'word' is not of the form key=value.",
     "a=[1": "Override 'a=[1' is not of the form key=value.",

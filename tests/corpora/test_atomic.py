@@ -1,6 +1,6 @@
 import pytest
 
-from whalesong.corpora.atomic import atomic_file, atomic_folder
+from whalesong.core.atomic_path import atomic_file, atomic_folder
 
 
 def test_a_folder_appears_when_the_block_ends(tmp_path):

@@ -327,9 +327,7 @@ def test_a_batch_that_loses_everything_is_collated_of_nothing(plan_of, clean, tm
         ("cuts.*", "holds no cuts"),
     ],
 )
-def test_missing_files_are_named_before_anything_is_read(
-    plan_of, clean, tmp_path, remove, message
-):
+def test_missing_files_are_named_before_anything_is_read(plan_of, clean, tmp_path, remove, message):
     for file in clean.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     for file in tmp_path.glob(remove):

@@ -73,26 +73,35 @@ def test_a_set_has_the_last_word_and_its_own_input():
 
 def test_a_section_with_an_input_of_its_own_is_one_set():
     config = validate(DataConfig, {"test_ds": {"shar_path": "x", "batch_size": 1}}, path="data")
-    assert list(config.test_ds.named_sets(path="data.test_ds")) == ["validation"]
+    assert list(config.test_ds.named_sets(path="data.test_ds")) == ["test"]
 
 
 @pytest.mark.parametrize(
-    ("section", "message"),
+    ("train_ds", "message"),
     [
-        ({"train_ds": {"bacth_size": 3}}, "`data.train_ds.bacth_size` (3) is not a known key; did you mean `batch_size`?"),
-        ({"validation_ds": {"datasets": {"v": {"shar_pat": "x"}}}}, "`data.validation_ds.datasets.v.shar_pat` ('x') is not a known key; did you mean `shar_path`?"),
-        ({"train_ds": {"batch_size": 0}}, "`data.train_ds.batch_size` must be greater than 0"),
-        ({"train_ds": {"shard_seed": "random"}}, "`data.train_ds.shard_seed` must be"),
-        ({"train_ds": {"shar_path": "???"}}, "`data.train_ds.shar_path` is mandatory"),
-        ({"train_ds": {"sample_rate": -1}}, "`data.train_ds.sample_rate` must be greater than 0"),
-        ({"on_bad_cut": "ignore"}, "`data.on_bad_cut` must be"),
-        ({"train_ds": {"min_duration": 3.0, "max_duration": 1.0}}, "`min_duration` of 3.0 above its `max_duration` of 1.0"),
-        ({"train_ds": {"bucket_duration_bins": [2.0, 1.0]}}, "`bucket_duration_bins` that do not rise"),
-        ({"train_ds": {"bucket_duration_bins": [2.0], "bucket_batch_size": [1, 2, 3]}}, "3 values in `bucket_batch_size`"),
+        ({"bacth_size": 3}, "bacth_size` (3) is not a known key; did you mean `batch_size`?"),
+        ({"batch_size": 0}, "batch_size` must be greater than 0"),
+        ({"shard_seed": "random"}, "shard_seed` must be"),
+        ({"shar_path": "???"}, "shar_path` is mandatory"),
+        ({"sample_rate": -1}, "sample_rate` must be greater than 0"),
+        ({"min_duration": 3.0, "max_duration": 1.0}, "of 3.0 above its `max_duration` of 1.0"),
+        ({"bucket_duration_bins": [2.0, 1.0]}, "`bucket_duration_bins` that do not rise"),
+        ({"bucket_batch_size": [1]}, "no `bucket_duration_bins` beside it"),
+        (
+            {"bucket_duration_bins": [2.0], "bucket_batch_size": [1, 2, 3]},
+            "3 values in `bucket_batch_size`, but 1 in `bucket_duration_bins`",
+        ),
     ],
-)  # fmt: skip
-def test_messages(section, message):
-    assert message in refuse(section)
+)
+def test_messages(train_ds, message):
+    refused = refuse({"train_ds": train_ds})
+    assert refused.startswith("`data.train_ds") and message in refused
+
+
+def test_messages_name_the_set():
+    message = refuse({"validation_ds": {"datasets": {"v": {"shar_pat": "x"}}}})
+    assert message.startswith("`data.validation_ds.datasets.v.shar_pat` ('x') is not a known key")
+    assert "`data.on_bad_cut` must be" in refuse({"on_bad_cut": "ignore"})
 
 
 @pytest.mark.parametrize("key", sorted(UNSUPPORTED))

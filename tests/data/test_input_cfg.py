@@ -79,7 +79,9 @@ def test_offsets_and_missing_durations(read, recordings):
         {"audio_filepath": "steps.wav", "offset": 0.25 * k, "duration": 0.25, "text": str(k)}
         for k in range(4)
     ] + [{"audio_filepath": "a/utt0.wav", "text": "all"}]
-    cuts = list(read({"type": "nemo", "manifest_filepath": write_lines(folder / "m", rows)}).values())
+    cuts = list(
+        read({"type": "nemo", "manifest_filepath": write_lines(folder / "m", rows)}).values()
+    )
     assert [level(cut) for cut in cuts] == [0.1, 0.2, 0.3, 0.4, 0.1]
     assert len({cut.id for cut in cuts}) == 5 and cuts[4].duration == 0.5
 
@@ -225,7 +227,9 @@ def test_share_gpt(read, recordings):
     before, cut, after = example.turns[0].parts
     assert (before, after) == ("Hear this:", "What is it?") and level(cut) == 0.6
     write_lines(folder / "s.jsonl", [{"id": "s", "conversations": turns}])
-    with pytest.raises(DataError, match=r"s.jsonl, line 1, conversation s: .*<sound>, but no `sound`"):
+    with pytest.raises(
+        DataError, match=r"s.jsonl, line 1, conversation s: .*<sound>, but no `sound`"
+    ):
         read(item)
 
 
@@ -298,19 +302,21 @@ def test_shar_as_fields(plan_of, corpus):
         plan_of(shar_path=fields, batch_size=24)
 
 
-@pytest.mark.parametrize(
-    ("items", "message"),
-    [
-        ([{"type": "lhotse_shar", "shar_path": "x"}] * 2 + [{"type": "lhotse_shar", "shar_path": "x", "wieght": 1}], r"`data.train_ds.input_cfg\[2\].wieght` .*did you mean `weight`"),
-        ([{"type": "lhotse_sharr", "shar_path": "x"}], r"`data.train_ds.input_cfg\[0\].type` .*lhotse_shar"),
-        ([{"type": "group", "input_cfg": [{"type": "txt", "pahts": "x"}]}], r"input_cfg\[0\].input_cfg\[0\].pahts"),
-        ([{"type": "txt", "paths": "a", "weight": 1}, {"type": "txt", "paths": "a"}], r"`data.train_ds.input_cfg\[1\].weight` is missing"),
-        ([], r"`data.train_ds.input_cfg` must list at least one item"),
-        ("nowhere.yaml", r"`data.train_ds.input_cfg`: cannot read nowhere.yaml"),
-        ([{"type": "lhotse_shar", "shar_path": [["x", "y"]]}], r"input_cfg\[0\].shar_path\[0\]` must be \[folder, weight\]"),
-        ([{"type": "txt", "paths": "s3://bucket/x"}], r"must hold local paths"),
-    ],
-)  # fmt: skip
+SHAR = {"type": "lhotse_shar", "shar_path": "x"}
+TEXT = {"type": "txt", "paths": "x"}
+ERRORS = [
+    ([SHAR, SHAR, {**SHAR, "wieght": 1}], r"input_cfg\[2\].wieght` .*did you mean `weight`"),
+    ([{**SHAR, "type": "lhotse_sharr"}], r"input_cfg\[0\].type` .*lhotse_shar"),
+    ([{"type": "group", "input_cfg": [{**TEXT, "pahts": 1}]}], r"\[0\].input_cfg\[0\].pahts"),
+    ([{**TEXT, "weight": 1}, TEXT], r"input_cfg\[1\].weight` is missing"),
+    ([], r"input_cfg` must list at least one item"),
+    ("nowhere.yaml", r"input_cfg`: cannot read nowhere.yaml"),
+    ([{**SHAR, "shar_path": [["x", "y"]]}], r"shar_path\[0\]` must be \[folder, weight\]"),
+    ([{**TEXT, "paths": "s3://bucket/x"}], r"must hold local paths"),
+]
+
+
+@pytest.mark.parametrize(("items", "message"), ERRORS)
 def test_errors_name_the_place(plan_of, items, message):
     with pytest.raises(ConfigError, match=message):
         plan_of(input_cfg=items, batch_size=4)

@@ -16,7 +16,6 @@ import torch
 
 from whalesong.core.errors import DataError
 from whalesong.data.loader import BatchLoader
-from whalesong.data.steps import Position
 
 KEYS = {"batch_size": 5, "use_bucketing": True, "num_buckets": 2}
 
@@ -84,11 +83,12 @@ def test_a_stream_begun_anywhere_is_the_tail_of_the_whole(plan, collator, infini
         return [batch for _ in range(3) for batch in islice(iter(loader), count)]
 
     whole = epochs(BatchLoader(plan, collator, infinite=infinite), 20)
+    counter = [0]
     for consumed in (0, 1, 4, 5, 6, 10, 13):
         loader = BatchLoader(
             plan, collator, infinite=infinite, num_workers=num_workers, consumed=lambda: counter[0]
         )
-        counter = [consumed]
+        counter[0] = consumed
         tail = []
         while len(tail) < len(whole) - consumed and len(tail) < 4:
             for batch in loader:
@@ -106,22 +106,12 @@ def test_a_saved_place_is_the_same_for_any_number_of_ranks(plan, collator, world
     pair = BatchLoader(plan, collator, infinite=True, rank=1, world_size=2)
     list(islice(iter(pair), 4))
     state = pair.state_dict()
-    assert state == {"consumed": 4, **vars_of(position_after(plan, collator, 8))}
+    alone = BatchLoader(plan, collator, infinite=True, consumed=lambda: 8).state_dict()
+    assert state == {**alone, "consumed": 4}
     for rank in range(world_size):
         loader = BatchLoader(plan, collator, infinite=True, rank=rank, world_size=world_size)
         loader.load_state_dict(state)
         assert stream(loader, 3) == single[8 + rank :: world_size][:3]
-
-
-def position_after(plan, collator, count):
-    loader = BatchLoader(plan, collator, infinite=True)
-    stream(loader, 0)
-    state = BatchLoader(plan, collator, infinite=True, consumed=lambda: count).state_dict()
-    return Position(state["epoch"], state["batch"])
-
-
-def vars_of(position):
-    return {"epoch": position.epoch, "batch": position.batch}
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -214,6 +204,19 @@ def test_a_hanging_worker_is_one_line(plan_of, corpus, tmp_path):
     assert time.monotonic() - begin < 20
 
 
+def test_a_signal_to_all_processes_is_left_to_the_parent(plan, collator):
+    """Workers go on after SIGTERM and SIGINT: the parent may have a checkpoint to write."""
+    loader = BatchLoader(plan, collator, infinite=True, num_workers=1)
+    batches = iter(loader)
+    next(batches)
+    [worker] = loader._stream._workers
+    for number in (signal.SIGTERM, signal.SIGINT):
+        os.kill(worker.pid, number)
+    assert len(list(islice(batches, 8))) == 8 and worker.is_alive()
+    loader.close()
+    assert not worker.is_alive()
+
+
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_a_bug_keeps_its_traceback(plan_of, corpus, tmp_path, num_workers):
     plan = plan_of(shar_path=str(corpus), batch_size=4)
@@ -242,17 +245,19 @@ if sys.argv[2] == "wait":
 """
 
 
-@pytest.mark.parametrize("end", ["wait", "exit"])
-def test_workers_end_with_their_parent(corpus, end):
-    command = [sys.executable, "-W", "ignore", "-c", PARENT, str(corpus), end]
+def test_workers_end_with_their_parent(corpus):
+    """One parent is killed, the other one comes to its end in the middle of the stream."""
+    command = [sys.executable, "-W", "ignore", "-c", PARENT, str(corpus)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, **pipes, text=True) as process:
-        workers = [int(pid) for pid in process.stdout.readline().split()]
-        if end == "wait":
-            process.kill()
-        process.wait(timeout=20)
-        errors = process.stderr.read()
-    assert len(workers) == 2 and errors == ""
+    parents = [subprocess.Popen([*command, end], **pipes, text=True) for end in ("wait", "exit")]
+    workers = [int(pid) for parent in parents for pid in parent.stdout.readline().split()]
+    parents[0].kill()
+    for parent in parents:
+        parent.wait(timeout=20)
+        assert parent.stderr.read() == ""
+        for pipe in (parent.stdin, parent.stdout, parent.stderr):
+            pipe.close()
+    assert len(workers) == 4 and parents[1].returncode == 0
     deadline = time.monotonic() + 5
     while any(Path(f"/proc/{pid}").exists() for pid in workers):
         assert time.monotonic() < deadline

@@ -92,7 +92,9 @@ def test_batches_of_tokens(plan_of, corpus):
     batches = list(plan.batches(0))
     assert all(max(round(c.duration * 100) for c in b) * len(b) <= 60 for b in batches)
     kept = len(flat(batches))
-    assert 0 < kept < 24 and plan.summary() == f"{24 - kept} more tokens than max_tokens (40)"
+    assert (
+        0 < kept < 24 and plan.filters.summary() == f"{24 - kept} more tokens than max_tokens (40)"
+    )
 
 
 def test_tokens_without_a_measure_are_refused(plan_of, corpus):
@@ -121,7 +123,7 @@ def test_bucket_batch_size_is_that_of_the_bucket(plan_of, corpus):
         short = max(c.duration for c in batch) <= 0.25
         assert len(batch) == (5 if short else 2)
         assert short or min(c.duration for c in batch) > 0.25
-    assert "longer than the last bucket (0.4)" in plan.summary()
+    assert "longer than the last bucket (0.4)" in plan.filters.summary()
 
 
 def test_drop_last_drops_the_incomplete_batch_only(plan_of, corpus):
@@ -143,11 +145,15 @@ def test_estimated_bins_hold_about_the_same_length():
     assert estimate_bins([2.0] * 10, 5) == (2.0,)
 
 
-def test_filters_count_what_they_leave_out(plan_of, corpus):
+def test_filters_count_and_tell_what_they_leave_out(plan_of, corpus, caplog):
     plan = plan_of(shar_path=str(corpus), batch_size=4, min_duration=0.2, max_duration=0.4)
-    kept = [c for batch in plan.batches(0) for c in batch]
-    assert kept and all(0.2 <= c.duration <= 0.4 for c in kept)
-    assert sum(plan.filters.dropped.values()) == 24 - len(kept)
+    for epoch in range(2):
+        kept = [c for batch in plan.batches(epoch) for c in batch]
+        assert kept and all(0.2 <= c.duration <= 0.4 for c in kept)
+        assert sum(plan.filters.dropped.values()) == 24 - len(kept)
+    [message] = caplog.messages
+    assert "`data.train_ds`: filtered out in epoch 0:" in message
+    assert "longer than max_duration (0.4 s)" in message
 
 
 @pytest.mark.parametrize("weight", [{}, {"weight": 1.0}])

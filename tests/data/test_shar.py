@@ -119,7 +119,13 @@ def test_a_killed_writer_leaves_no_folder_and_the_next_one_finishes(manifest, tm
 
 def test_unique_ids():
     ids = UniqueIds()
-    assert [ids.make(name) for name in ["a", "a-2", "a", "a", "b"]] == ["a", "a-2", "a-3", "a-4", "b"]
+    assert [ids.make(name) for name in ["a", "a-2", "a", "a", "b"]] == [
+        "a",
+        "a-2",
+        "a-3",
+        "a-4",
+        "b",
+    ]
     begin = time.monotonic()
     assert len({ids.make("many") for _ in range(20000)}) == 20000
     assert time.monotonic() - begin < 2

@@ -1,1 +1,1 @@
-"""How any model is run: configuration, training contract, archives and checkpoints. Knows no speech."""
+"""How any model is run: configuration, training contract, archives, checkpoints. No speech."""

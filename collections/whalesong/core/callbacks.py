@@ -12,7 +12,7 @@ EXIT_CODES = {signal.SIGTERM: 143, signal.SIGINT: 130}
 
 
 class GracefulStop(Callback):
-    """On SIGTERM or Ctrl-C: finish the step, save `-last`, say how to go on, and leave with 143 or 130.
+    """On SIGTERM or Ctrl-C: finish the step, save `-last`, say how to go on, leave with 143 or 130.
 
     A second Ctrl-C stops at once.
 
@@ -39,7 +39,10 @@ class GracefulStop(Callback):
         saved = _save_last(trainer)
         self._restore()
         if trainer.is_global_zero:
-            print(f"\nStopped at step {trainer.global_step}; {saved}. {self.resume_command}", flush=True)
+            print(
+                f"\nStopped at step {trainer.global_step}; {saved}. {self.resume_command}",
+                flush=True,
+            )
         raise SystemExit(EXIT_CODES.get(self.received or signal.SIGTERM, 143))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -14,7 +14,7 @@ class Family:
 
     Attributes:
         name: public name, as in `whalesong.SALM`.
-        target: dotted name of the `LanguageModelPT` subclass, as `model.target` and archives give it.
+        target: dotted name of the `LanguageModelPT` subclass, as in `model.target` and archives.
         schema: dotted name of the schema of its `model` section; light to import.
     """
 
@@ -47,7 +47,9 @@ def family_of(target: str) -> Family:
             return family
     names = [name for family in FAMILIES for name in (family.name, family.target)]
     near = difflib.get_close_matches(str(target), names, n=1, cutoff=0.0)
-    raise ConfigError(f"`model.target` must name a model class, but is '{target}'; did you mean '{near[0]}'?")
+    raise ConfigError(
+        f"`model.target` must name a model class, but is '{target}'; did you mean '{near[0]}'?"
+    )
 
 
 def _import(dotted: str) -> Any:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, types, shapes and bytes of tensors; the order of the mapping does not matter."""
+    """SHA-256 over names, types, shapes and bytes of tensors, in whatever order they come."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()

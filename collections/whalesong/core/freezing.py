@@ -16,10 +16,10 @@ def freeze_parameters(
     keep: Iterable[str] = (),
     names_of: Callable[[str], list[str]] = lambda name: [name],
 ) -> list[str]:
-    """Turn off gradients of all parameters that match `freeze` and none of `keep`.
+    """Turn off gradients of all parameters that match `freeze`, and on for those that match `keep`.
 
-    Tied parameters are known under each of their names. This must happen before a strategy wraps the
-    model, so that DDP does not have to look for unused parameters.
+    Tied parameters are known under each of their names. This must happen before a strategy wraps
+    the model, so that DDP does not have to look for unused parameters.
 
     Args:
         model: the plain module.
@@ -28,7 +28,7 @@ def freeze_parameters(
         names_of: real name -> canonical names; an empty list exempts a parameter from both lists.
 
     Returns:
-        Real names of the frozen parameters.
+        Real names of all frozen parameters, those that were frozen before included.
 
     Raises:
         ConfigError: an expression is malformed or matches no parameter; near names are listed.
@@ -43,8 +43,11 @@ def freeze_parameters(
     kept_by = [_compile(pattern, "model.prevent_freeze_params", known) for pattern in keep]
     frozen = []
     for parameter, aliases in names.items():
-        if _any_match(frozen_by, aliases) and not _any_match(kept_by, aliases):
+        if _any_match(kept_by, aliases):
+            parameter.requires_grad_(True)
+        elif _any_match(frozen_by, aliases):
             parameter.requires_grad_(False)
+        if not parameter.requires_grad:
             frozen.append(real[parameter])
     return frozen
 
@@ -53,7 +56,9 @@ def _compile(pattern: str, key: str, known: list[str]) -> re.Pattern[str]:
     try:
         compiled = re.compile(pattern)
     except re.error as error:
-        raise ConfigError(f"`{key}` holds '{pattern}', which is no regular expression: {error}.") from error
+        raise ConfigError(
+            f"`{key}` holds '{pattern}', which is no regular expression: {error}."
+        ) from error
     if not any(compiled.match(name) for name in known):
         near = difflib.get_close_matches(_plain(pattern), known, n=3, cutoff=0.3) or known[:3]
         raise ConfigError(

@@ -34,9 +34,9 @@ DEFAULT_TARGETS: frozenset[str] = frozenset(
                 "perception.AudioPerceptionModule",
                 "perception.IdentityConnector",
                 "perception.MultiLayerProjectionConnector",
-                "perception.QformerConnector",
             )
         ),
+        "whalesong.modules.adapters.QFormerAdapter",
         "whalesong.modules.adapters.StackingMLPAdapter",
         *(f"torch.optim.{name}" for name in ("Adam", "AdamW", "SGD")),
         *(

@@ -22,15 +22,16 @@ from whalesong.core.checkpoint import plain_hyper_parameters, refuse_non_finite
 from whalesong.core.errors import ArchiveError, ConfigError
 from whalesong.core.families import family_of
 from whalesong.core.fingerprint import fingerprint
-from whalesong.core.instantiate import allow_whalesong_targets, check_targets
+from whalesong.core.instantiate import allow_whalesong_targets
 from whalesong.core.optim import build_optimizer
 from whalesong.core.parallel import shard, whole_state_dict
 from whalesong.core.parts import Batch, Parts
 from whalesong.core.schema import Schema, validate
+from whalesong.core.seeding import mix
 from whalesong.core.totals import EvaluationTotals
 
 LOSS_SCALE = 1024
-"""Divides the summed loss before the backward pass, to keep gradients in the range of half precision."""
+"""Divides the summed loss before the backward pass: gradients stay in half precision's range."""
 
 
 class LanguageModelPT(ModelPT):
@@ -39,8 +40,8 @@ class LanguageModelPT(ModelPT):
     Args:
         cfg: the `model` section; checked against `config_schema`, copied and never edited.
         trainer: Lightning's trainer, as everywhere in NeMo.
-        assets: content of the files of an archive; without them the pretrained parts that `cfg` names
-            are loaded.
+        assets: content of the files of an archive; without them the pretrained parts that `cfg`
+            names are loaded.
 
     Raises:
         ConfigError: the section breaks its schema.
@@ -62,6 +63,7 @@ class LanguageModelPT(ModelPT):
         self.assets: dict[str, bytes] = dict(assets or {})
         self.parts = self.build_parts(assets)
         self.model = self.parts.model
+        self.seed = 0
         self.validation_names: list[str] = []
         self._num_targets: Tensor | None = None
         self._totals: list[EvaluationTotals] = []
@@ -69,7 +71,7 @@ class LanguageModelPT(ModelPT):
 
     @abstractmethod
     def build_parts(self, assets: Mapping[str, bytes] | None) -> Parts:
-        """Build the four parts from `self.cfg`, fill in what `self.cfg` left open, set `self.assets`."""
+        """Build the four parts from `self.cfg`, fill in what it left open, set `self.assets`."""
 
     def sharding_blocks(self) -> Iterable[nn.Module]:
         """Repeated layers of the model that FSDP gathers one at a time."""
@@ -78,12 +80,18 @@ class LanguageModelPT(ModelPT):
     # -- training ---------------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
-        """Let the loss prepare itself on the device."""
+        """Put every part in its mode for training; let the loss prepare itself on the device."""
         super().on_fit_start()
+        self.train()
         self.parts.loss.configure(self)
 
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Make dropout a function of (seed, rank, batch), so that a resumed run draws the same."""
+        consumed = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
+        torch.manual_seed(mix(self.seed, self.global_rank, consumed))
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Loss of one batch, scaled so that after `on_before_optimizer_step` every target weighs the same."""
+        """Loss of one batch; after `on_before_optimizer_step` every target weighs the same."""
         outputs = self.parts.loss.loss_fn(batch)
         loss, num_targets = outputs["loss"], outputs.get("num_targets")
         self.log("loss", loss.detach(), prog_bar=True, batch_size=1)
@@ -95,7 +103,7 @@ class LanguageModelPT(ModelPT):
         return loss * num_targets * share
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Divide the summed gradients by the number of targets over all ranks and accumulation steps."""
+        """Divide the summed gradients by the targets of all ranks and accumulation steps."""
         if self._num_targets is None:
             return
         total = self.trainer.strategy.reduce(self._num_targets.float(), reduce_op="mean")
@@ -107,7 +115,7 @@ class LanguageModelPT(ModelPT):
         self._num_targets = None
 
     def configure_optimizers(self) -> Any:
-        """Optimizer and schedule from `model.optimizer` and `model.lr_scheduler`, or NeMo's `model.optim`."""
+        """Take `model.optimizer` and `model.lr_scheduler`, or else NeMo's `model.optim`."""
         if self.cfg.get("optimizer") is not None:
             schedule = self.cfg.get("lr_scheduler")
             return build_optimizer(
@@ -122,7 +130,9 @@ class LanguageModelPT(ModelPT):
 
     def setup_optimizer_param_groups(self) -> None:
         """Only what is trained, for NeMo's `model.optim`."""
-        self._optimizer_param_groups = [{"params": [p for p in self.parameters() if p.requires_grad]}]
+        self._optimizer_param_groups = [
+            {"params": [p for p in self.parameters() if p.requires_grad]}
+        ]
 
     def configure_model(self) -> None:
         """Shard the model when the strategy is `ModelParallelStrategy` (FSDP2)."""
@@ -138,8 +148,8 @@ class LanguageModelPT(ModelPT):
         plain = plain_hyper_parameters(checkpoint)
         checkpoint.clear()
         checkpoint.update(plain)
-        # Inside `on_train_batch_end` Lightning has not yet counted the batch as completed; without this a
-        # run resumed from there would train one batch more in its epoch.
+        # Inside `on_train_batch_end` Lightning has not yet counted the batch as completed; without
+        # this a run resumed from there would train one batch more in its epoch.
         for progress in _batch_progress(checkpoint):
             progress["completed"] = progress["processed"]
 
@@ -158,7 +168,7 @@ class LanguageModelPT(ModelPT):
         self._start_totals(self.trainer.num_test_batches)
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Add the loss, and with prompts in the batch the generated rows, to the counts of its data set."""
+        """Add the loss, and with prompts the generated rows, to the counts of the data set."""
         totals = self._totals[dataloader_idx]
         totals.add_loss(self.parts.loss.loss_fn(batch))
         if "prompt" in batch and self.parts.metrics:
@@ -170,7 +180,7 @@ class LanguageModelPT(ModelPT):
         self.validation_step(batch, batch_idx, dataloader_idx)
 
     def on_validation_epoch_end(self) -> None:
-        """Log `val_loss`, `val_acc`, `val_wer`, ... over all sets, and each set's with its name behind."""
+        """Log `val_loss`, `val_acc`, `val_wer`, ... over all sets and, its name behind, each."""
         self._log_totals("val")
 
     def on_test_epoch_end(self) -> None:
@@ -212,7 +222,9 @@ class LanguageModelPT(ModelPT):
                 tensors={name: tensor for name, tensor in state.items() if name not in base},
                 files=self.assets,
                 kind="slim" if slim else "whole",
-                metadata={"base": fingerprint({name: state[name] for name in base})} if slim else None,
+                metadata={"base": fingerprint({name: state[name] for name in base})}
+                if slim
+                else None,
             )
 
     @classmethod
@@ -227,12 +239,13 @@ class LanguageModelPT(ModelPT):
         trainer: Trainer | None = None,
         validate_access_integrity: bool = True,
     ) -> Any:
-        """Restore from a `.nemo` without a hub, without original paths and without running its code.
+        """Restore from a `.nemo` without a hub, without original paths, without its code.
 
         Args:
             restore_path: the archive.
-            override_config_path: a config (or its YAML file) merged over the one in the archive; for a slim
-                archive on another machine it tells where `pretrained_llm` and `pretrained_asr` are now.
+            override_config_path: a config (or its YAML file) merged over the one in the archive;
+                for a slim archive on another machine it tells where `pretrained_llm` and
+                `pretrained_asr` are now.
             map_location: device of the weights; the CPU by default.
             strict: refuse missing and unexpected weights.
             return_config: return the config only.
@@ -245,7 +258,6 @@ class LanguageModelPT(ModelPT):
         """
         with open_archive(restore_path) as archive:
             require_class(archive.config, cls, path=restore_path)
-            check_targets(archive.config)
             config = OmegaConf.create(archive.config)
             if override_config_path is not None:
                 config = OmegaConf.merge(config, _config(override_config_path))
@@ -257,14 +269,19 @@ class LanguageModelPT(ModelPT):
             tensors = archive.tensors()
             if slim:
                 model._check_base(archive, restore_path)
-                tensors = {**{k: v for k, v in model.state_dict().items() if k not in tensors}, **tensors}
+                tensors = {
+                    **{k: v for k, v in model.state_dict().items() if k not in tensors},
+                    **tensors,
+                }
         check_state_keys(model.state_dict(), tensors, path=restore_path, strict=strict)
         model.load_state_dict(tensors, strict=strict)
         return model.to(map_location or "cpu").eval()
 
     def _frozen_names(self) -> set[str]:
-        """Names of the state that training leaves as it is: frozen parameters, buffers of frozen modules."""
-        trained = {name for name, p in self.named_parameters(remove_duplicate=False) if p.requires_grad}
+        """State that training leaves as it is: frozen parameters, buffers of frozen modules."""
+        trained = {
+            name for name, p in self.named_parameters(remove_duplicate=False) if p.requires_grad
+        }
         homes = {name.rpartition(".")[0] for name in trained}
         parameters = dict(self.named_parameters(remove_duplicate=False))
         return {

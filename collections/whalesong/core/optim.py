@@ -31,7 +31,9 @@ def build_optimizer(
     """
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     if not trained:
-        raise ConfigError("`model.freeze_params` freezes every parameter, so there is nothing to train.")
+        raise ConfigError(
+            "`model.freeze_params` freezes every parameter, so there is nothing to train."
+        )
     built: torch.optim.Optimizer = instantiate(optimizer, params=trained)
     result: dict[str, Any] = {"optimizer": built}
     if lr_scheduler is not None:
@@ -39,8 +41,8 @@ def build_optimizer(
         if settings.get("max_steps", 0) is None:
             if max_steps <= 0:
                 raise ConfigError(
-                    "`model.lr_scheduler.max_steps` is null, so `trainer.max_steps` must be set, but is "
-                    f"{max_steps}."
+                    "`model.lr_scheduler.max_steps` is null, so `trainer.max_steps` must be set, "
+                    f"but is {max_steps}."
                 )
             settings["max_steps"] = max_steps
         scheduler = instantiate(settings, optimizer=built)

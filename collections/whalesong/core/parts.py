@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor, nn
 
 Batch = dict[str, Any]
-"""What a collator gives and the other parts take: tensors, and lists of strings that stay on the CPU."""
+"""What a collator gives and the other parts take: tensors, and strings that stay on the CPU."""
 
 
 @runtime_checkable
@@ -21,13 +21,14 @@ class LossFunction(Protocol):
     def loss_fn(self, batch: Batch) -> dict[str, Tensor]:
         """Return a dictionary with "loss", the mean over the targets of this batch.
 
-        With "num_targets" beside it (a 0-d tensor) the mean is taken over all ranks and accumulation
-        steps; without it every batch weighs the same. "num_correct" is counted as token accuracy.
+        With "num_targets" beside it (a 0-d tensor) the mean is taken over all ranks and
+        accumulation steps; without it every batch weighs the same. "num_correct" is counted as
+        token accuracy.
         """
         ...
 
     def configure(self, pl_module: nn.Module) -> None:
-        """Called once before training, for parts that need buffers on the device or `torch.compile`."""
+        """Called once before training, for buffers on the device or `torch.compile`."""
         ...
 
 
@@ -40,7 +41,7 @@ class Predictor(Protocol):
         ...
 
     def to_dict(self, batch: Batch, preds: dict[str, Any]) -> list[dict[str, Any]]:
-        """One plain dictionary for each example of the batch, ready to be written as a JSON line."""
+        """One plain dictionary for each example of the batch, ready for a JSON line."""
         ...
 
 
@@ -79,7 +80,7 @@ class Metric(Protocol):
 
 @dataclass
 class Parts:
-    """The four parts of a family, how their batches are loaded, and the metrics of generated rows."""
+    """The four parts of a family, how batches are loaded, and metrics of generated rows."""
 
     model: nn.Module
     loss: LossFunction

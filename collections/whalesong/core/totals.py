@@ -38,7 +38,9 @@ class EvaluationTotals:
 
     def counts(self) -> list[float]:
         """Everything counted, as one list that can be summed elementwise."""
-        return self._loss + [count for metric in self._metrics.values() for count in metric.totals()]
+        return self._loss + [
+            count for metric in self._metrics.values() for count in metric.totals()
+        ]
 
     def compute(self, counts: list[float]) -> dict[str, float]:
         """`loss`, `acc` and the values of the metrics from summed counts."""

@@ -1,4 +1,4 @@
-"""Lightning's trainer and NeMo's exp_manager from their YAML sections, with our safe checkpoints."""
+"""Lightning's trainer and NeMo's exp_manager from their YAML sections, with safe checkpoints."""
 
 import logging
 import shutil
@@ -47,7 +47,9 @@ def build_trainer(config: TrainerConfig, *, callbacks: list[Callback]) -> Traine
     named = arguments.get("plugins") or []
     arguments["plugins"] = [*plugins, *([named] if isinstance(named, str) else named)]
     if arguments.pop("callbacks", None):
-        raise ConfigError("`trainer.callbacks` is not supported in YAML; pass callbacks from Python.")
+        raise ConfigError(
+            "`trainer.callbacks` is not supported in YAML; pass callbacks from Python."
+        )
     try:
         return Trainer(**arguments, callbacks=callbacks)
     except (ValueError, TypeError, RuntimeError) as error:
@@ -70,7 +72,7 @@ def start_exp_manager(trainer: Trainer, config: ExpManagerConfig | None) -> Path
     if folder is not None and config.resume_if_exists and is_global_rank_zero():
         for line in heal_checkpoints(folder / "checkpoints"):
             _LOG.warning(line)
-    # NeMo's preemption callback is for several GPUs only; `callbacks.GracefulStop` works everywhere.
+    # NeMo's preemption callback is for several GPUs only; `GracefulStop` works everywhere.
     arguments["create_preemption_callback"] = False
     kept = _files(folder)
     log_dir = exp_manager(trainer, arguments)
@@ -98,10 +100,12 @@ def _files(folder: Path | None) -> list[Path]:
 
 
 def _put_back(kept: list[Path], log_dir: Path) -> None:
-    """exp_manager moves every file of the log folder to `run_N/`; bring back what it did not replace."""
+    """Bring back what exp_manager moved from the log folder to `run_N/` and did not replace."""
     runs = sorted(log_dir.glob("run_*"), key=lambda run: run.stat().st_mtime)
     for path in kept:
-        moved = next((run / path.name for run in reversed(runs) if (run / path.name).is_file()), None)
+        moved = next(
+            (run / path.name for run in reversed(runs) if (run / path.name).is_file()), None
+        )
         if moved is not None and not path.exists():
             shutil.move(moved, path)
     for run in runs:

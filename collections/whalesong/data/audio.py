@@ -1,6 +1,7 @@
 """Reading the audio of a cut, in a worker: bytes, header, decoding, resampling, checks."""
 
 import io
+import shutil
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -21,7 +22,12 @@ UNPROBED = "_unprobed"
 """Custom attribute of a cut whose manifest does not tell the sample rate of the file."""
 
 LENGTH_TOLERANCE = 0.025
-"""Seconds by which a file may differ from its manifest."""
+"""Seconds by which a file may differ from what lhotse's manifest says of it."""
+
+ROUGH_TOLERANCE = 0.1
+"""The same where lengths are rounded: NeMo's manifests, and formats that store no exact length."""
+
+EXACT_FORMATS = ("WAV", "WAVEX", "FLAC")
 
 PEAK_LIMIT = 65536.0
 """Greatest magnitude taken for audio; float files hold -1..1, some -32768..32767."""
@@ -127,12 +133,14 @@ def _check_headers(cut: Cut) -> None:
 def _compare(header: Any, recording: Recording, *, channels: int) -> None:
     if header.channels != channels:
         raise DataError(f"has {header.channels} channels, but its manifest says {channels}")
-    if header.samplerate != recording.sampling_rate:
+    # Opus is decoded at any rate, whatever its header says.
+    if header.samplerate != recording.sampling_rate and header.subtype != "OPUS":
         raise DataError(
             f"has a sample rate of {header.samplerate} Hz, "
             f"but its manifest says {recording.sampling_rate} Hz"
         )
-    if abs(header.duration - recording.duration) > LENGTH_TOLERANCE:
+    tolerance = LENGTH_TOLERANCE if header.format in EXACT_FORMATS else ROUGH_TOLERANCE
+    if abs(header.duration - recording.duration) > tolerance:
         raise DataError(
             f"holds {header.duration:.2f} s of audio, "
             f"but its manifest says {recording.duration:.2f} s"
@@ -179,8 +187,6 @@ def _magic(source: str | bytes) -> bytes:
 
 @lru_cache(maxsize=1)
 def _has_other_decoder() -> bool:
-    import shutil
-
     return shutil.which("ffmpeg") is not None
 
 
@@ -194,7 +200,7 @@ def _probe(cut: Cut) -> Cut:
         raise DataError("is of a format whose header cannot be read")
     said, whole = cut.recording.duration, cut.custom[UNPROBED] == "whole"
     short = said - header.duration
-    if short > LENGTH_TOLERANCE or (whole and -short > LENGTH_TOLERANCE):
+    if short > ROUGH_TOLERANCE or (whole and -short > ROUGH_TOLERANCE):
         raise DataError(
             f"holds {header.duration:.2f} s of audio, but its manifest says {said:.2f} s"
         )

@@ -18,7 +18,11 @@ UNSUPPORTED = {
     "metadata_only": "a plan always reads metadata only; leave it out",
     "force_map_dataset": "there is one way of loading; leave it out",
     "force_iterable_dataset": "there is one way of loading; leave it out",
-    "use_bucketing_2d": "buckets are one-dimensional",
+    "bucketing_2d_strict_mode": "buckets are one-dimensional; leave it out",
+    "pretokenize": "lengths in tokens are measured where they are needed; leave it out",
+    "tarred_random_access": "use `skip_missing_manifest_entries`",
+    "sampler_fusion": "use `input_cfg` groups with weights",
+    "sampler_weights": "use `input_cfg` groups with weights",
     "multi_config": "use `input_cfg` groups with weights",
     "noise_path": "noise mixing is not supported yet",
     "rir_enabled": "reverberation is not supported yet",
@@ -26,6 +30,8 @@ UNSUPPORTED = {
     "concatenate_samples": "concatenation is not supported yet",
     "truncate_duration": "truncation is not supported yet",
     "cut_into_windows_duration": "windows are not supported yet",
+    "cut_text_into_windows_tokens": "windows are not supported yet",
+    "pad_min_duration": "padding to a least duration is not supported yet",
     "lowpass_enabled": "low-pass augmentation is not supported yet",
     "compression_enabled": "compression augmentation is not supported yet",
     "clipping_enabled": "clipping augmentation is not supported yet",
@@ -77,8 +83,8 @@ class DatasetConfig(Schema):
     """As `quadratic_duration`, for `batch_tokens`."""
     use_multimodal_sampling: bool = False
     """Lengths are measured in tokens; implied by `batch_tokens`."""
-    measure_total_length: bool = True
-    """Tokens of prompt and answer count, not those of the prompt alone."""
+    measure_total_length: Literal[True] = True
+    """Tokens of prompt and answer count; those of the prompt alone are not supported."""
     use_bucketing: bool = False
     """Examples of about the same length share a batch."""
     num_buckets: int = Field(30, gt=0)
@@ -180,11 +186,12 @@ class ValidationConfig(DatasetConfig):
     def named_sets(self, *, path: str) -> dict[str, DatasetConfig]:
         """Complete each named set with the common keys; `path` is where this section stands.
 
-        A section without `datasets` but with an input of its own is one set, "validation".
+        A section with an input of its own and no `datasets` is one set, "validation" or "test".
         """
         common = self.model_dump(exclude_unset=True, exclude={"datasets"})
         if not self.datasets and self.input_keys:
-            return {"validation": validate(DatasetConfig, common, path=path)}
+            name = path.rpartition(".")[2].removesuffix("_ds")
+            return {name: validate(DatasetConfig, common, path=path)}
         shared = {key: common[key] for key in common if key not in ("input_cfg", *INPUT_KEYS)}
         sets = {}
         for name, dataset in self.datasets.items():

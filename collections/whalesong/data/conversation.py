@@ -11,6 +11,7 @@ from typing import Any
 from lhotse.cut import Cut
 
 from whalesong.core.errors import DataError
+from whalesong.data.tar_index import is_reference
 
 Part = str | Cut
 """A piece of a turn: text, or audio."""
@@ -126,7 +127,9 @@ def origin(cut: Cut) -> str:
     if recording is None or not recording.sources:
         return "no file"
     source = recording.sources[0].source
-    return source.rsplit("#", 1)[0] if isinstance(source, str) else "audio in memory"
+    if not isinstance(source, str):
+        return "audio in memory"
+    return source.rsplit("#", 1)[0] if is_reference(source) else source
 
 
 def conversation_from_nemo(example: Any) -> Conversation:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
@@ -41,6 +42,7 @@ class LanguageDataModule(LightningDataModule):
         self.validation_collator = validation_collator or train_collator
         self.measure_tokens = measure_tokens
         self._train_loader: BatchLoader | None = None
+        self._loaders: list[BatchLoader] = []
         self._restored: dict[str, Any] | None = None
         self._sets = {
             name: section.named_sets(path=f"data.{name}") if section is not None else {}
@@ -65,17 +67,18 @@ class LanguageDataModule(LightningDataModule):
         plan = self._plan(config, "data.train_ds", shuffle=True)
         if self._restored is not None:
             self._check_resumable(plan)
-        self._close()
-        self._train_loader = BatchLoader(
+        self._train_loader = self._loader(
             plan,
             self.train_collator,
-            **self._placement(config),
+            config,
             infinite=self._infinite(config),
             repeat_first_epoch=bool(getattr(self.trainer, "overfit_batches", 0)),
-            consumed=self._consumed if self.trainer is not None else None,
+            **self._progress_of_trainer(),
         )
         if self._restored is not None:
             self._train_loader.load_state_dict(self._restored)
+            self._restored = None
+            self._complete_progress()
         return self._train_loader
 
     def val_dataloader(self) -> list[BatchLoader]:
@@ -104,12 +107,8 @@ class LanguageDataModule(LightningDataModule):
         """
         if not state_dict or self.config.train_ds is None:
             return
-        if state_dict["fingerprint"] != (now := fingerprint(self.config)):
-            changed = sorted(
-                key
-                for key in now.keys() | state_dict["fingerprint"].keys()
-                if now.get(key) != state_dict["fingerprint"].get(key)
-            )
+        then, now = state_dict["fingerprint"], fingerprint(self.config)
+        if changed := sorted(key for key in then | now if then.get(key) != now.get(key)):
             raise CheckpointError(
                 f"the checkpoint was made with another `data.{changed[0]}`: undo the change to "
                 "resume exactly, or start fresh with another log folder."
@@ -120,11 +119,8 @@ class LanguageDataModule(LightningDataModule):
 
     def teardown(self, stage: str) -> None:
         """Stop the workers."""
-        self._close()
-
-    def _close(self) -> None:
-        if self._train_loader is not None:
-            self._train_loader.close()
+        for loader in self._loaders:
+            loader.close()
 
     def _sections(self) -> dict[str, ValidationConfig | None]:
         return {"validation_ds": self.config.validation_ds, "test_ds": self.config.test_ds}
@@ -132,15 +128,9 @@ class LanguageDataModule(LightningDataModule):
     def _evaluation_loaders(self, section: str) -> list[BatchLoader]:
         loaders = []
         for name, config in self._sets[section].items():
-            path = f"data.{section}.datasets.{name}"
-            loaders.append(
-                BatchLoader(
-                    self._plan(config, path, shuffle=False),
-                    self.validation_collator,
-                    **self._placement(config),
-                    repeat_first_epoch=True,
-                )
-            )
+            plan = self._plan(config, f"data.{section}.datasets.{name}", shuffle=False)
+            collator = self.validation_collator
+            loaders.append(self._loader(plan, collator, config, repeat_first_epoch=True))
         return loaders
 
     def _plan(self, config: DatasetConfig, path: str, *, shuffle: bool) -> BatchPlan:
@@ -153,20 +143,25 @@ class LanguageDataModule(LightningDataModule):
             measure_tokens=self.measure_tokens,
         )
 
-    def _placement(self, config: DatasetConfig) -> dict[str, Any]:
-        """Rank, world and workers; ranks that share a model replica load the same data."""
+    def _loader(
+        self, plan: BatchPlan, collator: Any, config: DatasetConfig, **options: Any
+    ) -> BatchLoader:
+        """A loader for this rank; ranks that share a model replica load the same data."""
         replicas = {"num_replicas": 1, "rank": 0}
         if self.trainer is not None:
-            replicas = (
-                getattr(self.trainer.strategy, "distributed_sampler_kwargs", None) or replicas
-            )
-        return {
-            "rank": replicas["rank"],
-            "world_size": replicas["num_replicas"],
-            "num_workers": config.num_workers,
-            "worker_timeout": config.worker_timeout,
-            "pin_memory": config.pin_memory,
-        }
+            replicas = getattr(self.trainer.strategy, "distributed_sampler_kwargs", replicas)
+        loader = BatchLoader(
+            plan,
+            collator,
+            rank=replicas["rank"],
+            world_size=replicas["num_replicas"],
+            num_workers=config.num_workers,
+            worker_timeout=config.worker_timeout,
+            pin_memory=config.pin_memory,
+            **options,
+        )
+        self._loaders.append(loader)
+        return loader
 
     def _infinite(self, config: DatasetConfig) -> bool:
         """Endless unless epochs are asked for: `force_finite`, or `max_epochs` of whole passes."""
@@ -180,6 +175,34 @@ class LanguageDataModule(LightningDataModule):
     def _consumed(self) -> int:
         """Batches this rank has been trained on; `completed` lags behind inside the hooks."""
         return self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
+
+    def _progress_of_trainer(self) -> dict[str, Callable[[], Any]]:
+        """How the loader asks where the trainer stands; without a trainer it need not ask."""
+        if self.trainer is None:
+            return {}
+        return {"consumed": self._consumed, "epoch_is_over": self._epoch_is_over}
+
+    def _epoch_is_over(self) -> bool:
+        """Whether the trainer resumes in an epoch whose last batch has been trained on.
+
+        Without validation Lightning would go on in it instead of ending it.
+        """
+        epoch_loop = self.trainer.fit_loop.epoch_loop
+        limit = self.trainer.limit_train_batches
+        trained = epoch_loop.batch_progress.current.processed
+        last = epoch_loop.batch_progress.is_last_batch
+        return epoch_loop.restarting and (last or isinstance(limit, int) and trained >= limit)
+
+    def _complete_progress(self) -> None:
+        """Count the last batch before the checkpoint as completed.
+
+        Lightning does so only after the hooks in which checkpoints are written: a resumed epoch
+        would be a batch too long, and gradient accumulation out of step.
+        """
+        if self.trainer is not None:
+            progress = self.trainer.fit_loop.epoch_loop.batch_progress
+            progress.current.completed = progress.current.processed
+            progress.total.completed = progress.total.processed
 
     def _check_resumable(self, plan: BatchPlan) -> None:
         if not plan.resumable:

@@ -21,6 +21,7 @@ class Faults:
         """`raise` stops at the first fault; `skip` logs each one once and counts it."""
         self.on_bad_cut = on_bad_cut
         self._lost: dict[str, int] = {}
+        self._logged = 0
 
     @property
     def total(self) -> int:
@@ -36,8 +37,9 @@ class Faults:
         self._lost[message] = lost
 
     def log_total(self, name: str) -> None:
-        """Log what was left out, if anything was."""
-        if self._lost:
+        """Log what was left out, if it is more than when this was last called."""
+        if len(self._lost) > self._logged:
+            self._logged = len(self._lost)
             logger.warning(
                 "%s: %d examples left out for %d faults.", name, self.total, len(self._lost)
             )

@@ -5,7 +5,6 @@ The plan runs in the main process; workers get lists of examples and read, decod
 
 import atexit
 import ctypes
-import logging
 import signal
 import sys
 import weakref
@@ -19,12 +18,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from whalesong.core.errors import DataError, UserError
+from whalesong.core.seeding import seeded
 from whalesong.data.faults import OnBadCut, cause
 from whalesong.data.plan import BatchPlan
-from whalesong.data.seeding import seeded
 from whalesong.data.steps import Position, Step, plan_steps
-
-logger = logging.getLogger(__name__)
 
 HISTORY = 1024
 """Steps whose place in the plan is remembered; a trainer prefetches a few."""
@@ -57,6 +54,7 @@ class BatchLoader:
         infinite: bool = False,
         repeat_first_epoch: bool = False,
         consumed: Callable[[], int] | None = None,
+        epoch_is_over: Callable[[], bool] = lambda: False,
         worker_timeout: float = 30.0,
         pin_memory: bool = False,
     ) -> None:
@@ -69,6 +67,8 @@ class BatchLoader:
             repeat_first_epoch: every `iter` is one pass over epoch 0, for validation.
             consumed: number of batches this rank has been trained on; without it, what was
                 delivered counts as consumed.
+            epoch_is_over: asked at the begin of a pass, which yields nothing if so; for a trainer
+                that resumes at the end of an epoch.
             worker_timeout: seconds without a batch after which workers count as hanging.
         """
         self.plan = plan
@@ -80,6 +80,7 @@ class BatchLoader:
         self.worker_timeout = worker_timeout
         self.pin_memory = pin_memory
         self._consumed = consumed
+        self._epoch_is_over = epoch_is_over
         self._origin = (0, Position())
         self._reset(0)
 
@@ -97,7 +98,7 @@ class BatchLoader:
     def state_dict(self) -> dict[str, int]:
         """How many batches this rank has consumed, and the place in the plan after them."""
         consumed = self._next_wanted()
-        position = self._position(consumed)
+        position = Position() if self.repeat_first_epoch else self._position(consumed)
         return {"consumed": consumed, "epoch": position.epoch, "batch": position.batch}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
@@ -108,12 +109,15 @@ class BatchLoader:
 
     def close(self) -> None:
         """Stop the workers and log what was left out."""
-        if self._stream is not None:
-            self._stream = None
-            self._kept.clear()
-            self.plan.faults.log_total(self.plan.path)
-            if self.plan.summary():
-                logger.info("%s: filtered out: %s", self.plan.path, self.plan.summary())
+        stream, self._stream = self._stream, None
+        if stream is None:
+            return
+        self._kept.clear()
+        if self.num_workers:
+            stream._shutdown_workers()
+            for worker in stream._workers:
+                worker.kill()  # one that hangs; the others have ended
+        self.plan.faults.log_total(self.plan.path)
 
     def _reset(self, number: int) -> None:
         self._stream: Iterator[tuple[Any, Outcome]] | None = None
@@ -131,6 +135,8 @@ class BatchLoader:
         return self._stream is not None and first <= begin <= self._number
 
     def _deliver(self) -> Iterator[Any]:
+        if self._epoch_is_over():
+            return
         begin = self._next_wanted()
         for kept in [kept for kept in self._kept if kept.number >= begin]:
             yield kept.batch
@@ -145,7 +151,9 @@ class BatchLoader:
                 self._kept.popleft()
             yield delivery.batch
             if delivery.ends_epoch:
-                return
+                break
+        if self.repeat_first_epoch:
+            self.close()  # no idle workers between validations
 
     def _fetch(self) -> Delivery:
         """Take the next batch of the stream."""
@@ -208,7 +216,7 @@ class BatchLoader:
         except (RuntimeError, OSError, EOFError) as error:
             if (reason := self._worker_failure(stream, error)) is None:
                 raise
-            self._stream = None
+            self.close()
             raise DataError(reason) from None
 
     def _worker_failure(self, stream: Any, error: Exception) -> str | None:
@@ -222,12 +230,8 @@ class BatchLoader:
             worker.join(timeout=0.1)
             if worker.exitcode is not None and worker.exitcode != 0:
                 code = worker.exitcode
-                how = (
-                    f"was killed by {signal.Signals(-code).name}"
-                    if code < 0
-                    else f"left with {code}"
-                )
-                return f"`{self.plan.path}`: data worker {worker.pid} {how}."
+                how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+                return f"`{self.plan.path}`: data worker {worker.pid} was ended {how}."
         return None
 
 
@@ -302,9 +306,9 @@ def _unchanged(value: Any) -> Any:
 
 
 def _init_worker(worker: int) -> None:
-    """A worker ends with its parent and leaves signals to it."""
+    """A worker ends with its parent, and leaves it to answer signals sent to all processes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if sys.platform == "linux":
         parent_death_signal = 1
         ctypes.CDLL(None).prctl(parent_death_signal, signal.SIGKILL)

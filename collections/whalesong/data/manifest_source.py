@@ -201,11 +201,7 @@ def audio_cut(
     """
     start = offset or 0.0
     if duration is None:
-        data = read_reference(source.source) if source.type == "shar" else source.source
-        header = read_header(data)
-        if header is None:
-            raise DataError(f"{name}: has no duration, and its header cannot be read")
-        duration = header.duration - start
+        duration = _probe_duration(source, name) - start
     _check_times(name, duration, start)
     rate = int(sample_rate or 16000)
     recording = Recording(
@@ -223,6 +219,19 @@ def audio_cut(
         recording=recording,
         custom={UNPROBED: "whole" if offset is None else "segment"},
     )
+
+
+def _probe_duration(source: AudioSource, name: str) -> float:
+    try:
+        data = read_reference(source.source) if source.type == "shar" else source.source
+        header = read_header(data)
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from error
+    if header is None:
+        raise DataError(f"{name}: has no duration, and its header cannot be read")
+    if not header.frames:
+        raise DataError(f"{name}: holds no samples")
+    return header.duration
 
 
 def _check_times(name: str, duration: Any, start: Any) -> None:

@@ -8,12 +8,12 @@ from typing import Any
 from lhotse.cut import Cut
 
 from whalesong.core.errors import ConfigError, DataError
+from whalesong.core.seeding import mix, seeded
 from whalesong.data.config import DatasetConfig
 from whalesong.data.conversation import Example, conversation_from_nemo
 from whalesong.data.faults import Faults, cause
 from whalesong.data.input_schema import NemoItem
 from whalesong.data.manifests import check_cut
-from whalesong.data.seeding import mix, seeded
 from whalesong.data.sources import Shard
 
 

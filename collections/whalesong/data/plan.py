@@ -12,13 +12,13 @@ from functools import cached_property
 from itertools import islice
 
 from whalesong.core.errors import ConfigError, DataError
+from whalesong.core.seeding import mix
 from whalesong.data.batching import Batcher, estimate_bins, length_measure, make_limits
 from whalesong.data.config import DatasetConfig
 from whalesong.data.conversation import Example
 from whalesong.data.faults import Faults
 from whalesong.data.filters import Filters, MeasureTokens
 from whalesong.data.input_cfg import resolve_sources
-from whalesong.data.seeding import mix
 from whalesong.data.sources import Source
 
 logger = logging.getLogger(__name__)
@@ -55,6 +55,7 @@ class BatchPlan:
         self.measure_tokens = measure_tokens
         self.faults = faults or Faults()
         self.filters = Filters(config, measure_tokens)
+        self._reported = ""
         self.seed = config.seed
         self.order_seed = _order_seed(config)
         self._check()
@@ -71,7 +72,12 @@ class BatchPlan:
             DataError: the filters leave nothing, or a file cannot be used (with `raise`).
         """
         rng = random.Random(mix(self.order_seed, epoch, "batches"))
-        yield from self._batcher.batches(self.examples(epoch), rng)
+        batcher = self._batcher
+        self.filters.dropped.clear()
+        yield from batcher.batches(self.examples(epoch), rng)
+        if (summary := self.filters.summary()) != self._reported:
+            self._reported = summary
+            logger.warning("`%s`: filtered out in epoch %d: %s.", self.path, epoch, summary)
 
     def examples(self, epoch: int) -> Iterator[Example]:
         """Yield the examples of an epoch in the order of their batches without bucketing.
@@ -84,10 +90,6 @@ class BatchPlan:
         else:
             yield from self._once(epoch)
 
-    def summary(self) -> str:
-        """What has been left out so far, in one line; empty if nothing was."""
-        return self.filters.summary()
-
     @cached_property
     def _batcher(self) -> Batcher:
         config = self.config
@@ -98,7 +100,6 @@ class BatchPlan:
         if not bins:
             some = islice(self.examples(0), config.num_cuts_for_bins_estimate)
             bins = estimate_bins(map(measure, some), config.num_buckets)
-            self.filters.dropped.clear()
             logger.info("%s: bucket_duration_bins: %s", self.path, [round(b, 3) for b in bins])
         limits = make_limits(config, len(bins) + 1)
         return Batcher(measure, limits, bins=bins, drop_last=config.drop_last)

@@ -1,8 +1,8 @@
 """Dialogs to token ids: NeMo's prompt formats, or the tokenizer's own chat template.
 
-Both are driven through one function, `render(messages, generation_prompt)`. Which tokens are the answers
-is then found by rendering the dialog up to each answer: what the model would be given at inference is
-context, what follows it up to the end-of-turn token is supervised, and no header is.
+Both are driven through one function, `render(messages, generation_prompt)`. Which tokens are the
+answers is then found by rendering the dialog up to each answer: what the model would be given at
+inference is context, what follows it up to the end-of-turn token is supervised, and no header is.
 """
 
 from collections.abc import Callable, Sequence
@@ -38,7 +38,8 @@ class PromptEncoder:
     """Encodes dialogs for one tokenizer and one prompt format.
 
     Args:
-        tokenizer: NeMo's `AutoTokenizer` around a Hugging Face tokenizer that knows `audio_locator_tag`.
+        tokenizer: NeMo's `AutoTokenizer` around a Hugging Face tokenizer that knows
+            `audio_locator_tag`.
         prompt_format: name of a NeMo prompt format; None for the tokenizer's own chat template.
         audio_locator_tag: stands for one audio in a text.
 
@@ -46,7 +47,9 @@ class PromptEncoder:
         ConfigError: there is no such format, or no chat template to fall back on.
     """
 
-    def __init__(self, tokenizer: Any, *, prompt_format: str | None, audio_locator_tag: str) -> None:
+    def __init__(
+        self, tokenizer: Any, *, prompt_format: str | None, audio_locator_tag: str
+    ) -> None:
         self.audio_locator_tag = audio_locator_tag
         self.audio_locator_id = tokenizer.token_to_id(audio_locator_tag)
         self._reserved = sorted(set(tokenizer.tokenizer.all_special_tokens), key=len, reverse=True)
@@ -60,7 +63,9 @@ class PromptEncoder:
         if not self.stop_ids:  # such as NeMo's 'plain': without an end the model would never stop
             self._closing_ids = [tokenizer.eos_id]
 
-    def encode(self, messages: Sequence[Message], frames: Sequence[int], *, example_id: str) -> EncodedDialog:
+    def encode(
+        self, messages: Sequence[Message], frames: Sequence[int], *, example_id: str
+    ) -> EncodedDialog:
         """Encode a dialog; the last message may be an answer (training) or not (generation).
 
         Args:
@@ -100,13 +105,19 @@ class PromptEncoder:
     def stop_ids(self) -> list[int]:
         """Ids of the special token that ends an answer in this format."""
         dialog = self.encode(
-            [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], [], example_id="stop"
+            [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}],
+            [],
+            example_id="stop",
         )
-        last = [token for token, answer in zip(dialog.input_ids, dialog.answer_mask, strict=True) if answer][-1]
+        last = [
+            token
+            for token, answer in zip(dialog.input_ids, dialog.answer_mask, strict=True)
+            if answer
+        ][-1]
         return [last] if last in self._special_ids else []
 
     def _end_of_turn(self, ids: list[int], begin: int, end: int) -> int:
-        """Position after the first special token of an answer; template text behind it is not supervised."""
+        """Position after an answer's first special token; what follows is not supervised."""
         for position in range(begin, end):
             if ids[position] in self._special_ids:
                 return position + 1
@@ -152,12 +163,14 @@ def _chat_template_renderer(tokenizer: Any) -> Render:
     hf = tokenizer.tokenizer
     if not hf.chat_template:
         raise ConfigError(
-            "`model.prompt_format` must name a prompt format, because the tokenizer of `model.pretrained_llm` "
-            "has no chat template; 'plain' works with any LLM."
+            "`model.prompt_format` must name a prompt format, because the tokenizer of "
+            "`model.pretrained_llm` has no chat template; 'plain' works with any LLM."
         )
 
     def render(messages: list[Message], generation_prompt: bool) -> list[int]:
-        text = hf.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation_prompt)
+        text = hf.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=generation_prompt
+        )
         return hf(text, add_special_tokens=False).input_ids
 
     return render
@@ -169,7 +182,8 @@ def _nemo_renderer(tokenizer: Any, prompt_format: str) -> Render:
     known = PromptFormatter._REGISTERED_FORMATTERS
     if prompt_format not in known:
         raise ConfigError(
-            f"`model.prompt_format` must be one of {', '.join(sorted(known))} or null, but is '{prompt_format}'."
+            f"`model.prompt_format` must be one of {', '.join(sorted(known))} or null, "
+            f"but is '{prompt_format}'."
         )
     formatter = known[prompt_format](tokenizer)
 
@@ -197,5 +211,7 @@ def _nemo_turns(messages: list[Message], formatter: Any) -> list[dict[str, Any]]
             role, slots, system = "system_and_user", {"system": system, "message": content}, None
         turns.append({"role": role, "slots": slots})
     if system is not None:
-        raise ConfigError(f"`model.prompt_format` '{formatter.NAME}' has no place for a system message.")
+        raise ConfigError(
+            f"`model.prompt_format` '{formatter.NAME}' has no place for a system message."
+        )
     return turns

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from whalesong.core.errors import DataError
+from whalesong.core.seeding import mix
 from whalesong.data.conversation import Example
 from whalesong.data.faults import Faults
 from whalesong.data.manifests import count_lines
-from whalesong.data.seeding import mix
 
 T = TypeVar("T")
 

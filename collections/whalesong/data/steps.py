@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from itertools import islice
 
 from whalesong.core.errors import DataError
+from whalesong.core.seeding import mix
 from whalesong.data.conversation import Example
 from whalesong.data.plan import BatchPlan
-from whalesong.data.seeding import mix
 
 
 @dataclass(frozen=True, slots=True)

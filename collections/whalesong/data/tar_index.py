@@ -5,6 +5,7 @@ resolved in a worker.
 """
 
 import os
+import re
 import tarfile
 from array import array
 from collections import Counter
@@ -13,6 +14,8 @@ from functools import cached_property, lru_cache
 
 from whalesong.core.errors import DataError
 from whalesong.data.faults import cause
+
+REFERENCE = re.compile(r"#\d+\+\d+$")
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +110,7 @@ def _has_end_mark(path: str, offset: int) -> bool:
 
 def is_reference(source: object) -> bool:
     """Whether a string points into a tar file."""
-    return isinstance(source, str) and "#" in source and "+" in source.rsplit("#", 1)[1]
+    return isinstance(source, str) and REFERENCE.search(source) is not None
 
 
 def read_reference(reference: str) -> bytes:

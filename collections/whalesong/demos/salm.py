@@ -1,4 +1,4 @@
-"""The SALM demo: spoken commands -> tiny ASR and LLM -> SALM -> one `.nemo` -> transcripts and a report."""
+"""The SALM demo: spoken commands -> tiny ASR and LLM -> SALM -> `.nemo` -> transcripts, report."""
 
 import os
 import subprocess
@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from whalesong.demos.stages import Stage, peak_memory_gib, run_stages
+from whalesong.demos.stages import Stage, run_stages
+
+NUM_VALIDATION = 60
 
 
 @dataclass(frozen=True)
@@ -27,9 +29,15 @@ class SalmDemo:
     folder: Path
     num_train: int = 3000
     num_test: int = 300
-    asr_steps: int = 400
+    asr_steps: int = 600
     llm_steps: int = 600
     overrides: Sequence[str] = ()
+
+    @classmethod
+    def short(cls, folder: Path) -> "SalmDemo":
+        """A few steps of everything: the same path, without a good word error rate."""
+        steps = ("trainer.max_steps=20", "trainer.val_check_interval=10")
+        return cls(folder, num_train=100, num_test=30, asr_steps=20, llm_steps=20, overrides=steps)
 
     def run(self) -> None:
         """Run what is not there yet and print the outcome."""
@@ -40,83 +48,107 @@ class SalmDemo:
                 Stage("Train a small speech recognizer", self.asr, self.train_asr),
                 Stage("Train a small LLM", self.llm, self.train_llm),
                 Stage("Train SALM on them", self.archive, self.train_salm),
-                Stage("Transcribe unseen voices, offline", self.results, self.transcribe),
+                Stage("Transcribe unseen voices offline", self.summary, self.transcribe),
                 Stage("Write the report", self.report, self.write_report),
             ]
         )
-        print((self.folder / "summary.txt").read_text(), end="")
+        print(self.summary.read_text(), end="")
         print(f"Report: {self.report}\nModel:  {self.archive}")
         print(
             f"Next:   xlm job_type=predict predict.ckpt_path={self.archive} "
-            f"predict.audio=[{self.folder}/examples/01.wav]"
+            f"predict.audio=[{self.folder}/examples/01.wav] "
+            "predict.prompts=['Repeat after me:']"
         )
 
     @property
     def corpus(self) -> Path:
+        """Shar folders `train`, `validation`, `test`."""
         return self.folder / "corpus"
 
     @property
     def asr(self) -> Path:
+        """The recognizer."""
         return self.folder / "asr.nemo"
 
     @property
     def llm(self) -> Path:
+        """The LLM's folder."""
         return self.folder / "llm"
 
     @property
     def logs(self) -> Path:
+        """Log folder of exp_manager."""
         return self.folder / "salm"
 
     @property
     def archive(self) -> Path:
+        """The trained SALM."""
         return self.logs / "checkpoints" / "salm_demo.nemo"
 
     @property
-    def results(self) -> Path:
-        return self.folder / "test.jsonl"
+    def summary(self) -> Path:
+        """Word error rates, as text."""
+        return self.folder / "summary.txt"
 
     @property
     def report(self) -> Path:
+        """The page with curves and transcripts."""
         return self.folder / "report.html"
 
     def write_corpus(self) -> None:
-        """lhotse shar of train, validation and test; voices, speeds and pitches of the test are unseen."""
+        """lhotse shar of train, validation and test, the last with unseen voices and speeds."""
         from whalesong.corpora.spoken_commands import write_spoken_commands
 
         write_spoken_commands(
-            self.corpus, num_train=self.num_train, num_validation=60, num_test=self.num_test
+            self.corpus,
+            num_train=self.num_train,
+            num_validation=NUM_VALIDATION,
+            num_test=self.num_test,
         )
 
     def train_asr(self) -> None:
         """A Conformer CTC model through NeMo."""
-        _run_module("whalesong.demos.train_asr", self.corpus, self.asr, self.asr_steps)
+        from whalesong.tiny.asr import train_tiny_asr
+
+        train_tiny_asr(self.corpus / "train", self.asr, max_steps=self.asr_steps)
 
     def train_llm(self) -> None:
         """A Llama through transformers."""
-        _run_module("whalesong.demos.train_llm", self.corpus, self.llm, self.llm_steps)
+        from whalesong.corpora.grammar import sample_sentences
+        from whalesong.tiny.llm import train_tiny_llm
+
+        train_tiny_llm(sample_sentences(0, 3000), self.llm, max_steps=self.llm_steps)
 
     def train_salm(self) -> None:
         """Training from YAML, as any user would start it."""
-        overrides = [
+        _run_module(
+            "whalesong.cli",
+            "job_type=train",
+            "job_name=salm_demo",
+            "experiment=salm_demo",
             f"model.pretrained_asr={self.asr}",
             f"model.pretrained_llm={self.llm}",
-            f"corpus={self.corpus}",
             f"exp_manager.explicit_log_dir={self.logs}",
+            f"data.train_ds.shar_path={self.corpus}/train",
+            f"data.validation_ds.datasets.val.shar_path={self.corpus}/validation",
             *self.overrides,
-        ]
-        command = ["job_type=train", "job_name=salm_demo", "experiment=salm_demo", *overrides]
-        _run_module("whalesong.cli", *command)
+        )
 
     def transcribe(self) -> None:
-        """A new process in another folder, with no network, has nothing but the archive and the audio."""
+        """A new process elsewhere, with the network off, gets only archive and audio."""
         with tempfile.TemporaryDirectory() as elsewhere:
-            _run_module("whalesong.demos.transcribe", self.archive, self.folder, cwd=Path(elsewhere))
+            _run_module(
+                "whalesong.demos.transcribe",
+                self.archive.absolute(),
+                self.folder.absolute(),
+                cwd=Path(elsewhere),
+            )
 
     def write_report(self) -> None:
         """Curves, word error rates, and transcripts beside their audio."""
         from whalesong.demos.report import write_report
 
-        write_report(self.folder, logs=self.logs, peak_memory=peak_memory_gib())
+        write_report(self.folder, logs=self.logs)
 
 
 def _run_module(module: str, *arguments: object, cwd: Path | None = None) -> None:

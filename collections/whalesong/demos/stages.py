@@ -40,6 +40,7 @@ def run_stages(stages: list[Stage]) -> None:
 def peak_memory_gib() -> float:
     """Peak resident memory of this process and of the largest of its children, in GiB."""
     kib = max(
-        resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+        resource.getrusage(who).ru_maxrss
+        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     )
     return kib / 1024**2

@@ -1,12 +1,13 @@
-"""Modality adapters of our own; NeMo's (identity, conformer, Q-former, multi-layer) stand beside them in YAML.
+"""Modality adapters of our own; NeMo's (identity, conformer, multi-layer) stand beside them.
 
-An adapter maps encoder output (A, D_in, F) and its lengths (A,) to (A, D_out, F') and new lengths, and
-tells `stages`, so that the data side can count frames without running it.
+An adapter maps encoder output (A, D_in, F) and its lengths (A,) to (A, D_out, F') and new lengths,
+and tells `stages`, so that the data side can count frames without running it.
 """
 
+import torch
 from torch import Tensor, nn
 
-from whalesong.modules.frames import Strided, mask_from_lens
+from whalesong.modules.frames import Queries, Strided, mask_from_lens
 
 
 class StackingMLPAdapter(nn.Module):
@@ -63,4 +64,62 @@ class StackingMLPAdapter(nn.Module):
         missing = -frames.shape[1] % self.stacking_factor
         frames = nn.functional.pad(frames, (0, 0, 0, missing))
         stacked = frames.unflatten(1, (-1, self.stacking_factor)).flatten(2)
-        return self.layers(stacked).transpose(1, 2), (length + self.stacking_factor - 1) // self.stacking_factor
+        return self.layers(stacked).transpose(1, 2), (
+            length + self.stacking_factor - 1
+        ) // self.stacking_factor
+
+
+class QFormerAdapter(nn.Module):
+    """Learned queries attend to the frames of each window of audio (BLIP-2; SALMONN's windows).
+
+    Args:
+        feat_in: width of an encoder frame.
+        output_dim: width of an LLM embedding.
+        num_queries: frames given for each window.
+        window_frames: encoder frames of a window; None takes the whole audio as one.
+        num_layers: transformer layers, each with self-attention among queries and cross-attention.
+        num_heads: attention heads; divides `feat_in`.
+        dropout: in the layers.
+    """
+
+    def __init__(
+        self,
+        *,
+        feat_in: int,
+        output_dim: int,
+        num_queries: int = 1,
+        window_frames: int | None = None,
+        num_layers: int = 2,
+        num_heads: int = 4,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.window_frames = window_frames
+        self.queries = nn.Parameter(torch.randn(num_queries, feat_in) * feat_in**-0.5)
+        layer = nn.TransformerDecoderLayer(
+            feat_in, num_heads, 4 * feat_in, dropout, "gelu", batch_first=True, norm_first=True
+        )
+        self.layers = nn.TransformerDecoder(layer, num_layers, norm=nn.LayerNorm(feat_in))
+        self.proj = nn.Linear(feat_in, output_dim)
+
+    @property
+    def stages(self) -> tuple[Queries]:
+        """How the frame count changes."""
+        return (Queries(len(self.queries), self.window_frames),)
+
+    def forward(self, audio_signal: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
+        """Map (A, D_in, F), lengths (A,) to (A, D_out, windows * num_queries), new lengths."""
+        frames = audio_signal.transpose(1, 2)  # (A, F, D_in)
+        window = self.window_frames or frames.shape[1]
+        frames = nn.functional.pad(frames, (0, 0, 0, -frames.shape[1] % window))
+        keep = mask_from_lens(length, frames.shape[1]).unflatten(
+            1, (-1, window)
+        )  # (A, windows, window)
+        num_windows = keep.shape[1]
+        memory = frames.unflatten(1, (-1, window)).flatten(0, 1)
+        # A window behind the end would have nothing to attend to; its length cuts it off below.
+        hidden = ~keep.flatten(0, 1) & keep.flatten(0, 1).any(dim=1, keepdim=True)
+        queries = self.queries.expand(len(memory), -1, -1)
+        answers = self.layers(queries, memory, memory_key_padding_mask=hidden)
+        answers = self.proj(answers).unflatten(0, (-1, num_windows)).flatten(1, 2)
+        return answers.transpose(1, 2), keep.any(dim=2).sum(dim=1) * len(self.queries)

@@ -12,7 +12,7 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Strided:
-    """A convolution, a pooling or a stack of frames: `round((length + padding - kernel) / stride) + 1`."""
+    """Convolution, pooling or stacking: `round((length + padding - kernel) / stride) + 1`."""
 
     kernel: int
     stride: int
@@ -26,13 +26,16 @@ class Strided:
 
 
 @dataclass(frozen=True)
-class Constant:
-    """A fixed number of frames for any non-empty input, as a Q-former gives."""
+class Queries:
+    """A fixed number of frames for each window of the input, or for all, as a Q-former gives."""
 
-    frames: int
+    queries: int
+    window: int | None = None
 
     def __call__(self, length: int) -> int:
-        return self.frames if length > 0 else 0
+        if length <= 0:
+            return 0
+        return self.queries * (1 if self.window is None else -(-length // self.window))
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class FrameCounter:
     """
 
     features: Strided
-    stages: tuple[Strided | Constant, ...]
+    stages: tuple[Strided | Queries, ...]
     sample_rate: int
     chunk_samples: int | None = None
     context_samples: int = 0
@@ -67,13 +70,13 @@ class FrameCounter:
         return self.sample_rate / self.samples_per_frame
 
     @property
-    def is_constant(self) -> bool:
-        """True if the number of frames does not grow with the audio."""
-        return any(isinstance(stage, Constant) for stage in self.stages)
+    def has_queries(self) -> bool:
+        """True if frames stand for windows, so that they have no place on the grid of the audio."""
+        return any(isinstance(stage, Queries) for stage in self.stages)
 
     @property
     def min_samples(self) -> int:
-        """The shortest audio that can be normalized per feature: two feature frames, one output frame."""
+        """The shortest audio with two feature frames, to be normalized, and one output frame."""
         samples = self.features.stride
         while self.features(samples) < 2 or self._count(samples) < 1:
             samples += self.features.stride
@@ -81,7 +84,7 @@ class FrameCounter:
 
     def __call__(self, num_samples: int) -> int:
         """Number of frames for `num_samples` samples."""
-        if self.is_constant:
+        if self.has_queries:
             return sum(self._count(end - begin) for begin, end, _, _ in self.chunks(num_samples))
         return self._count(num_samples)
 
@@ -95,9 +98,9 @@ class FrameCounter:
         """Cut audio into overlapping pieces on the frame grid.
 
         Returns:
-            `(begin, end, skip, keep)` for each piece: encode samples `begin:end`, drop the first `skip`
-            frames (context of the left neighbour) and keep the next `keep`. Without context and with a
-            growing frame count, the kept frames add up to the count of the uncut audio.
+            `(begin, end, skip, keep)` for each piece: encode samples `begin:end`, drop the first
+            `skip` frames (context of the left neighbour) and keep the next `keep`. But for a
+            Q-former, the kept frames add up to the count of the uncut audio.
         """
         if self.chunk_samples is None or num_samples <= self.chunk_samples:
             return [(0, num_samples, 0, self._count(num_samples))]
@@ -107,7 +110,7 @@ class FrameCounter:
             last = num_samples - end < self.min_samples
             left = max(begin - self.context_samples, 0)
             right = num_samples if last else min(end + self.context_samples, num_samples)
-            if self.is_constant:
+            if self.has_queries:
                 skip, keep = 0, self._count(right - left)
             else:
                 skip = (begin - left) // self.samples_per_frame
@@ -119,7 +122,7 @@ class FrameCounter:
         return pieces
 
     def in_chunks(self, *, chunk_seconds: float, context_seconds: float) -> "FrameCounter":
-        """The same counter for audio that is encoded in pieces, both lengths rounded to whole frames."""
+        """The same counter for audio encoded in pieces, both lengths rounded to whole frames."""
         step = self.samples_per_frame
         chunk = max(round(chunk_seconds * self.sample_rate / step), 1) * step
         context = round(context_seconds * self.sample_rate / step) * step
@@ -137,7 +140,12 @@ def feature_stage(featurizer: nn.Module) -> Strided:
 
 
 def encoder_stages(encoder: nn.Module) -> tuple[Strided, ...]:
-    """The stages of a NeMo `ConformerEncoder`: its subsampling."""
+    """The stages of a NeMo `ConformerEncoder`: its subsampling.
+
+    Subsampling by stacking drops an incomplete last stack, for which the features have to be
+    padded to a multiple of the factor (`preprocessor.pad_to`); else NeMo's count depends on the
+    other rows.
+    """
     front = encoder.pre_encode
     if isinstance(front, nn.Linear):
         return ()
@@ -150,7 +158,7 @@ def encoder_stages(encoder: nn.Module) -> tuple[Strided, ...]:
         )
         return (stage,) * front._sampling_num
     factor = front.subsampling_factor
-    return (Strided(kernel=factor, stride=factor, ceil=True),)
+    return (Strided(kernel=factor, stride=factor),)
 
 
 def mask_from_lens(lens: torch.Tensor, max_len: int) -> torch.Tensor:

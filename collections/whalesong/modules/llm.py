@@ -1,4 +1,4 @@
-"""Hugging Face causal LMs as a part of a speech LM: loading, hidden states, logits where they count.
+"""Hugging Face causal LMs as a part of a speech LM: loading, hidden states, logits where needed.
 
 Everything that depends on the layout of an LLM goes through `transformers`' own accessors, so that
 Llama, Qwen, GPT-2 and tied embeddings need no code of ours.
@@ -49,15 +49,13 @@ def describe_missing(name_or_path: str, error: Exception) -> str:
 
 
 def llm_from_config(config: dict, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """Build a causal LM from the content of its `config.json`, without weights and without a hub."""
+    """Build a causal LM from the content of its `config.json`, without weights or a hub."""
     fields = dict(config)
     architecture = AutoConfig.for_model(fields.pop("model_type"), **fields)
     return AutoModelForCausalLM.from_config(architecture, dtype=dtype)
 
 
-def hidden_states(
-    llm: PreTrainedModel, inputs_embeds: Tensor, attention_mask: Tensor
-) -> Tensor:
+def hidden_states(llm: PreTrainedModel, inputs_embeds: Tensor, attention_mask: Tensor) -> Tensor:
     """Run the LLM without its head.
 
     Args:
@@ -125,6 +123,6 @@ def generation_defaults(
 
 
 def decoder_layers(llm: PreTrainedModel) -> list[nn.Module]:
-    """The transformer blocks of the LLM, largest repeated `ModuleList`, for sharding and checkpointing."""
+    """The transformer blocks of the LLM, its largest `ModuleList`, to shard and checkpoint."""
     lists = [module for module in llm.modules() if isinstance(module, nn.ModuleList)]
     return list(max(lists, key=lambda blocks: sum(p.numel() for p in blocks.parameters())))

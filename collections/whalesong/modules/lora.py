@@ -1,6 +1,5 @@
-"""LoRA on a pretrained LLM through PEFT, with parameter names that are the same with and without it."""
+"""LoRA on a pretrained LLM through PEFT; parameter names are the same with and without it."""
 
-import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
@@ -9,7 +8,7 @@ ADAPTER = "default"
 
 
 def add_lora(llm: nn.Module, settings: dict) -> nn.Module:
-    """Inject LoRA layers into `llm` in place and return it.
+    """Inject LoRA layers into `llm` in place, freeze all else in it, and return it.
 
     The class of the LLM, its `generate` and the names of its other parameters stay as they are;
     a wrapped weight is only renamed from `x.weight` to `x.base_layer.weight`.
@@ -25,7 +24,7 @@ def add_lora(llm: nn.Module, settings: dict) -> nn.Module:
 
 
 def canonical_name(name: str) -> str:
-    """The name that a parameter would have without LoRA (also for the wrapped names of `PeftModel`)."""
+    """The name that a parameter would have without LoRA, or without `PeftModel` around it."""
     return name.replace("base_model.model.", "", 1).replace(".base_layer.", ".")
 
 
@@ -39,9 +38,7 @@ def merged_state_dict(llm: nn.Module) -> dict[str, Tensor]:
 
     The model itself is left as it is. Merging is done in fp32 and cast back.
     """
-    layers = {
-        name: module for name, module in llm.named_modules() if isinstance(module, LoraLayer)
-    }
+    layers = {name: module for name, module in llm.named_modules() if isinstance(module, LoraLayer)}
     state = {
         canonical_name(name): tensor.detach()
         for name, tensor in llm.state_dict().items()
@@ -52,5 +49,3 @@ def merged_state_dict(llm: nn.Module) -> dict[str, Tensor]:
         delta = layer.get_delta_weight(ADAPTER)
         state[key] = (state[key].float() + delta.float()).to(state[key].dtype)
     return state
-
-

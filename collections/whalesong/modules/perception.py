@@ -1,11 +1,11 @@
-"""From waveforms to frames in the embedding space of an LLM, with NeMo's `AudioPerceptionModule`."""
+"""From waveforms to frames in the embedding space of an LLM, by NeMo's `AudioPerceptionModule`."""
 
 import torch
 from torch import Tensor, nn
 
 from whalesong.modules.frames import (
-    Constant,
     FrameCounter,
+    Queries,
     Strided,
     encoder_stages,
     feature_stage,
@@ -24,7 +24,7 @@ def frame_counter(perception: nn.Module) -> FrameCounter:
     return FrameCounter(feature_stage(featurizer), stages, int(featurizer.sample_rate))
 
 
-def adapter_stages(adapter: nn.Module) -> tuple[Strided | Constant, ...]:
+def adapter_stages(adapter: nn.Module) -> tuple[Strided | Queries, ...]:
     """How a modality adapter changes the number of frames."""
     from nemo.collections.speechlm2.modules import perception as nemo
 
@@ -32,8 +32,6 @@ def adapter_stages(adapter: nn.Module) -> tuple[Strided | Constant, ...]:
         return adapter.stages
     if isinstance(adapter, nemo.IdentityConnector | nemo.MultiLayerProjectionConnector):
         return ()
-    if isinstance(adapter, nemo.QformerConnector):
-        return (Constant(adapter.prompt_size),)
     if hasattr(adapter, "pre_encode"):
         return encoder_stages(adapter)
     raise ValueError(
@@ -69,4 +67,6 @@ def encode_audio(
     lens = torch.tensor([len(piece) for piece in pieces], device=audio_lens.device)
     batch = nn.utils.rnn.pad_sequence(pieces, batch_first=True)
     encoded, _ = perception(input_signal=batch, input_signal_length=lens)
-    return torch.cat([frames[begin:end] for frames, (begin, end) in zip(encoded, spans, strict=True)])
+    return torch.cat(
+        [frames[begin:end] for frames, (begin, end) in zip(encoded, spans, strict=True)]
+    )

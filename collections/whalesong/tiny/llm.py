@@ -22,8 +22,8 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from whalesong.core.atomic_path import atomic_folder
 from whalesong.core.errors import ConfigError
-from whalesong.corpora.atomic import atomic_folder
 from whalesong.tiny.tokenizer import train_tokenizer
 
 Architecture = Literal["llama", "qwen2", "gpt2"]
@@ -68,24 +68,26 @@ def build_tiny_llm(
         ConfigError: if `vocab_size` has no room for bytes and characters.
         DataError: if `output` is not empty.
     """
-    tokenizer = train_tokenizer(_with_prompts(texts), max_vocab_size=vocab_size - _SPARE_IDS)
-    model = _create_model(
-        tokenizer,
-        architecture=architecture,
-        tie_word_embeddings=tie_word_embeddings,
-        hidden_size=hidden_size,
-        num_layers=num_layers,
-        vocab_size=vocab_size,
-        seed=seed,
-    )
-    return _save(model, tokenizer, output)
+    with atomic_folder(output) as partial:
+        tokenizer = train_tokenizer(_with_prompts(texts), max_vocab_size=vocab_size - _SPARE_IDS)
+        model = _create_model(
+            tokenizer,
+            architecture=architecture,
+            tie_word_embeddings=tie_word_embeddings,
+            hidden_size=hidden_size,
+            num_layers=num_layers,
+            vocab_size=vocab_size,
+            seed=seed,
+        )
+        _save(model, tokenizer, partial)
+    return Path(output)
 
 
 def train_tiny_llm(
     texts: Sequence[str],
     output: str | Path,
     *,
-    max_steps: int = 600,
+    max_steps: int = 800,
     batch_size: int = 32,
     learning_rate: float = 3e-3,
     hidden_size: int = 128,
@@ -110,20 +112,21 @@ def train_tiny_llm(
     Raises:
         DataError: if `output` is not empty.
     """
-    tokenizer = train_tokenizer(_with_prompts(texts), max_vocab_size=_MAX_TOKENIZER_SIZE)
-    vocab_size = -(-(len(tokenizer) + _SPARE_IDS) // 64) * 64
-    model = _create_model(
-        tokenizer,
-        architecture="llama",
-        tie_word_embeddings=False,
-        hidden_size=hidden_size,
-        num_layers=num_layers,
-        vocab_size=vocab_size,
-        seed=seed,
-    )
-    draw = _LessonBook(texts, tokenizer, seed).draw
-    _fit(model, draw, max_steps=max_steps, batch_size=batch_size, learning_rate=learning_rate)
-    return _save(model, tokenizer, output)
+    with atomic_folder(output) as partial:
+        tokenizer = train_tokenizer(_with_prompts(texts), max_vocab_size=_MAX_TOKENIZER_SIZE)
+        model = _create_model(
+            tokenizer,
+            architecture="llama",
+            tie_word_embeddings=False,
+            hidden_size=hidden_size,
+            num_layers=num_layers,
+            vocab_size=-(-(len(tokenizer) + _SPARE_IDS) // 64) * 64,
+            seed=seed,
+        )
+        draw = _LessonBook(texts, tokenizer, seed).draw
+        _fit(model, draw, max_steps=max_steps, batch_size=batch_size, learning_rate=learning_rate)
+        _save(model, tokenizer, partial)
+    return Path(output)
 
 
 def copy_accuracy(llm_dir: str | Path, texts: Sequence[str], *, instruction: str) -> float:
@@ -249,7 +252,7 @@ def _create_model(
     )
 
 
-def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, output: str | Path) -> Path:
+def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     model.generation_config = GenerationConfig(
         do_sample=False,
         max_new_tokens=128,
@@ -257,7 +260,5 @@ def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, output: st
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    with atomic_folder(output) as partial:
-        model.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
-    return Path(output)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

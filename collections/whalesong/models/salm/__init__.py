@@ -1,1 +1,1 @@
-"""SALM: speech perception whose frames stand in the prompt of a language model (arXiv 2310.09424)."""
+"""SALM: speech perception whose frames stand in the prompt of an LLM (arXiv 2310.09424)."""

@@ -65,8 +65,8 @@ class SALMCollator:
         """Read the audio of one conversation and encode its text.
 
         Raises:
-            DataError: naming the example: unreadable audio, text with special tokens, a dialog without
-                answer or one that is longer than the LLM's context.
+            DataError: naming the example: unreadable audio, text with special tokens, a dialog
+                without answer or one that is longer than the LLM's context.
         """
         conversation = example if isinstance(example, Conversation) else as_conversation(example)
         audios = [
@@ -76,7 +76,9 @@ class SALMCollator:
         frames = [self.count_frames(len(audio), conversation.id) for audio in audios]
         messages = self.messages(conversation)
         if messages[-1]["role"] != "assistant" or not messages[-1]["content"].strip():
-            raise DataError(f"'{conversation.id}' must end with an answer, but has none to supervise.")
+            raise DataError(
+                f"'{conversation.id}' must end with an answer, but has none to supervise."
+            )
         dialog = self.encode(messages, frames, conversation.id)
         prompt = None
         if self.with_prompts:
@@ -104,11 +106,15 @@ class SALMCollator:
         conversation = example if isinstance(example, Conversation) else as_conversation(example)
         samples = [round(cut.duration * self.counter.sample_rate) for cut in conversation.audios]
         frames = [self.counter(count) for count in samples]
-        return len(self.prompts.encode(self.messages(conversation), frames, example_id=conversation.id))
+        return len(
+            self.prompts.encode(self.messages(conversation), frames, example_id=conversation.id)
+        )
 
     def __call__(self, examples: Sequence[LoadedDialog]) -> Batch:
         """Pad loaded dialogs into one batch; no dialogs give one row of padding and no targets."""
-        dialogs = [example.dialog for example in examples] or [EncodedDialog([self.pad_id], [False], [False])]
+        dialogs = [example.dialog for example in examples] or [
+            EncodedDialog([self.pad_id], [False], [False])
+        ]
         audios = [audio for example in examples for audio in example.audios]
         batch = {
             **self.pad_dialogs(dialogs, side="right"),
@@ -138,8 +144,8 @@ class SALMCollator:
         """
         if num_samples < self.counter.min_samples:
             raise DataError(
-                f"the audio of '{example_id}' must have at least {self.counter.min_samples} samples, "
-                f"but has {num_samples}."
+                f"the audio of '{example_id}' must have at least {self.counter.min_samples} "
+                f"samples, but has {num_samples}."
             )
         return self.counter(num_samples)
 
@@ -177,6 +183,7 @@ def pad_audio(audios: Sequence[Tensor]) -> dict[str, Tensor]:
     if not audios:
         return {"audio": torch.zeros(0, 0), "audio_lens": torch.zeros(0, dtype=torch.long)}
     lens = torch.tensor([len(audio) for audio in audios])
-    return {"audio": torch.nn.utils.rnn.pad_sequence(list(audios), batch_first=True), "audio_lens": lens}
-
-
+    return {
+        "audio": torch.nn.utils.rnn.pad_sequence(list(audios), batch_first=True),
+        "audio_lens": lens,
+    }

@@ -28,7 +28,7 @@ class LoraSettings(Schema):
     """The update is scaled by `lora_alpha / r`."""
     lora_dropout: float = Field(0.0, ge=0, lt=1)
     target_modules: list[str] | str | None = None
-    """Names or a regular expression; null takes PEFT's default for the architecture, 'all-linear' all."""
+    """Names or a regular expression; null takes PEFT's default, 'all-linear' every linear layer."""
     exclude_modules: list[str] | str | None = None
     layers_to_transform: list[int] | int | None = None
     layers_pattern: list[str] | str | None = None
@@ -79,7 +79,7 @@ class SALMConfig(Schema):
     pretrained_llm: str
     """Folder or hub name of a Hugging Face causal LM with its tokenizer."""
     pretrained_asr: str | None = None
-    """Path of a NeMo ASR `.nemo`, or its published name; null builds the encoder from `perception`."""
+    """Path of a NeMo ASR `.nemo`, or its published name; null builds it from `perception`."""
     pretrained_weights: bool = True
     """False takes the architectures only."""
     audio_locator_tag: str = "<audio>"
@@ -89,8 +89,9 @@ class SALMConfig(Schema):
     freeze_params: list[str] = Field(default_factory=list)
     """Regular expressions of parameters to freeze, over names as they are without LoRA."""
     prevent_freeze_params: list[str] = Field(default_factory=list)
-    """Regular expressions that win over `freeze_params`."""
+    """Regular expressions that win over `freeze_params` and over what `lora` freezes."""
     lora: LoraSettings | None = None
+    """Train low-rank updates of the LLM and freeze its own weights."""
     perception: PerceptionConfig
     encoder_chunk_size_seconds: float | None = Field(None, gt=0)
     """Encode longer audio in pieces of this length."""

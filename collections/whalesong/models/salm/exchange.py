@@ -1,4 +1,4 @@
-"""SALM to and from other formats: a plain Hugging Face folder, and a folder saved by NeMo's own SALM."""
+"""SALM to and from other formats: a plain Hugging Face folder, a folder of NeMo's own SALM."""
 
 import json
 import logging
@@ -24,8 +24,9 @@ _LOG = logging.getLogger(__name__)
 def export_to_hf(model: "SALM", folder: str | Path) -> None:
     """Write the LLM with LoRA merged in as a plain Hugging Face folder.
 
-    `AutoModelForCausalLM.from_pretrained(folder)` and `AutoTokenizer` read it without PEFT and without
-    Whalesong. Perception lies beside it in `perception/` as `config.yaml` and `model.safetensors`.
+    `AutoModelForCausalLM.from_pretrained(folder)` and `AutoTokenizer` read it without PEFT and
+    without Whalesong. Perception lies beside it in `perception/` as `config.yaml` and
+    `model.safetensors`.
 
     Args:
         model: a SALM.
@@ -52,13 +53,14 @@ def import_from_nemo(
 ) -> "SALM":
     """Read a folder that NeMo's `nemo.collections.speechlm2.models.SALM.save_pretrained` wrote.
 
-    NeMo's folder holds no tokenizer and no LLM configuration: they come from `pretrained_llm`. Remote
-    code is not run, whatever the folder says.
+    NeMo's folder holds no tokenizer and no LLM configuration: they come from `pretrained_llm`.
+    Remote code is not run, whatever the folder says.
 
     Args:
         cls: the SALM class.
         folder: with `config.json` and `model.safetensors`.
-        pretrained_llm: where the LLM's tokenizer and configuration are now; default: what the folder says.
+        pretrained_llm: where the LLM's tokenizer and configuration are now; default: what the
+            folder says.
 
     Raises:
         ConfigError: a file is missing, or perception is described incompletely.
@@ -94,7 +96,9 @@ def _section(config: dict[str, Any], pretrained_llm: str | None) -> dict[str, An
     known = set(SALMConfig.model_fields)
     ignored = sorted(key for key in config if key not in known)
     if ignored:
-        _LOG.info("keys of NeMo's configuration that SALM here does not have: %s", ", ".join(ignored))
+        _LOG.info(
+            "keys of NeMo's configuration that SALM here does not have: %s", ", ".join(ignored)
+        )
     section = {key: value for key, value in config.items() if key in known}
     section |= {"pretrained_weights": False, "pretrained_asr": None, "target": None}
     section["pretrained_llm"] = pretrained_llm or section.get("pretrained_llm")

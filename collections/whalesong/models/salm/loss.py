@@ -19,7 +19,7 @@ class SALMLoss:
         """Nothing to prepare."""
 
     def loss_fn(self, batch: Batch) -> dict[str, Tensor]:
-        """Mean cross-entropy over the targets of the batch, in fp32; 0 for a batch without targets."""
+        """Mean cross-entropy over the targets of the batch, in fp32; 0 if there are none."""
         output = self.model(**{key: batch[key] for key in MODEL_INPUTS})
         num_targets = torch.tensor(len(output.targets), device=output.targets.device)
         total = nn.functional.cross_entropy(output.logits.float(), output.targets, reduction="sum")

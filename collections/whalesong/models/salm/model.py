@@ -34,14 +34,16 @@ class SALMModel(nn.Module):
         counter: frame counter of `perception`, with the cutting of long audio.
     """
 
-    def __init__(self, *, llm: PreTrainedModel, perception: nn.Module, counter: FrameCounter) -> None:
+    def __init__(
+        self, *, llm: PreTrainedModel, perception: nn.Module, counter: FrameCounter
+    ) -> None:
         super().__init__()
         self.llm = llm
         self.perception = perception
         self.counter = counter
 
     def train(self, mode: bool = True) -> "SALMModel":
-        """Frozen parts stay in evaluation mode: no dropout, no dither, no new BatchNorm statistics."""
+        """Frozen parts stay in evaluation mode: no dropout, dither or BatchNorm statistics."""
         super().train(mode)
         encoder_is_frozen = _is_frozen(self.perception.encoder)
         for part in (self.llm, self.perception.encoder):
@@ -139,14 +141,16 @@ class SALMModel(nn.Module):
     def _idle_perception(self, embeds: Tensor) -> Tensor | float:
         """Zero that depends on every trained weight of perception.
 
-        A rank whose batch holds no audio would otherwise leave the others waiting for its gradients.
+        A rank whose batch holds no audio would otherwise leave the others waiting for gradients.
         """
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         if not (self.training and distributed):
             return 0.0
         silence = torch.zeros(1, self.counter.min_samples, device=embeds.device)
         lens = torch.full((1,), silence.shape[1], device=embeds.device)
-        return 0.0 * encode_audio(self.perception, silence, lens, self.counter).sum().to(embeds.dtype)
+        return 0.0 * encode_audio(self.perception, silence, lens, self.counter).sum().to(
+            embeds.dtype
+        )
 
 
 def _is_frozen(module: nn.Module) -> bool:

@@ -16,7 +16,7 @@ OnText = Callable[[int, str], None]
 
 
 class SALMPredictor:
-    """Greedy, sampling or beam search by `transformers`, with the LLM's own configuration as default.
+    """Greedy, sampling or beam search by `transformers`; the LLM's own configuration is default.
 
     Args:
         model: the network.
@@ -49,7 +49,9 @@ class SALMPredictor:
         """
         config = self._configured(generation)
         if on_text is not None and (config.num_beams or 1) > 1:
-            raise ConfigError(f"`on_text` needs `num_beams` 1, but is used with {config.num_beams}.")
+            raise ConfigError(
+                f"`on_text` needs `num_beams` 1, but is used with {config.num_beams}."
+            )
         prompt = batch["prompt"]
         ids = self.model.generate(
             **{key: prompt[key] for key in PROMPT_INPUTS},
@@ -75,7 +77,8 @@ class SALMPredictor:
         unknown = config.update(**changes)
         if unknown:
             raise ConfigError(
-                f"`generation` must hold fields of GenerationConfig, but holds '{next(iter(unknown))}'."
+                "`generation` must hold fields of GenerationConfig, "
+                f"but holds '{next(iter(unknown))}'."
             )
         return config
 
@@ -112,10 +115,16 @@ class TextStream(BaseStreamer):
         for row, token in enumerate(value.tolist()):
             self._ids[row].append(token)
             text = self._decode(until_stop(self._ids[row], self._stop_ids))
-            # A character may need several tokens: until it is whole the decoder shows a replacement sign.
-            if len(text) > len(self._sent[row]) and not text.endswith("\ufffd"):
-                self._on_text(row, text[len(self._sent[row]) :])
-                self._sent[row] = text
+            # A character may need several tokens: until it is whole, a replacement sign shows.
+            self._send(row, text, whole="\ufffd" not in text[len(self._sent[row]) :])
 
     def end(self) -> None:
-        """Nothing is held back."""
+        """Give out what was held back."""
+        for row, ids in enumerate(self._ids):
+            self._send(row, self._decode(until_stop(ids, self._stop_ids)), whole=True)
+
+    def _send(self, row: int, text: str, *, whole: bool) -> None:
+        sent = self._sent[row]
+        if whole and len(text) > len(sent) and text.startswith(sent):
+            self._on_text(row, text[len(sent) :])
+            self._sent[row] = text

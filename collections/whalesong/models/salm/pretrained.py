@@ -1,4 +1,4 @@
-"""The pretrained parts of SALM: from folders and `.nemo` files in training, from an archive afterwards."""
+"""The pretrained parts of SALM: from folders and `.nemo` files to train, then from an archive."""
 
 import json
 import tempfile
@@ -26,7 +26,9 @@ def build_llm(cfg: DictConfig, assets: Mapping[str, bytes] | None) -> PreTrained
     """The LLM that `pretrained_llm` names, or its empty architecture from an archive."""
     if assets is None:
         try:
-            return load_llm(cfg.pretrained_llm, pretrained_weights=cfg.get("pretrained_weights", True))
+            return load_llm(
+                cfg.pretrained_llm, pretrained_weights=cfg.get("pretrained_weights", True)
+            )
         except ValueError as error:
             raise ConfigError(f"`model.pretrained_llm`: {error}") from error
     llm = llm_from_config(_read_json(assets, LLM_CONFIG))
@@ -43,7 +45,9 @@ def build_tokenizer(cfg: DictConfig, assets: Mapping[str, bytes] | None) -> Any:
             for name, content in assets.items():
                 (Path(folder) / name).write_bytes(content)
             tokenizer = _load_tokenizer(folder)
-    tokenizer.add_special_tokens({"additional_special_tokens": [cfg.get("audio_locator_tag", "<audio>")]})
+    tokenizer.add_special_tokens(
+        {"additional_special_tokens": [cfg.get("audio_locator_tag", "<audio>")]}
+    )
     return tokenizer
 
 
@@ -97,8 +101,12 @@ def complete_perception(cfg: DictConfig, asr: ASRModel | None, *, llm_width: int
                 perception[name] = OmegaConf.merge(asr.cfg[name], own)
             elif not own:
                 raise ConfigError(
-                    f"`model.perception.{name}` is mandatory without `model.pretrained_asr`, but has no value."
+                    f"`model.perception.{name}` is mandatory without `model.pretrained_asr`, "
+                    "but has no value."
                 )
+        if str(perception.encoder.get("subsampling")).startswith("stacking"):
+            # else NeMo's frame count of a row depends on the longest row of its batch
+            perception.preprocessor.pad_to = perception.encoder.subsampling_factor
         perception.output_dim = llm_width
         adapter = perception.modality_adapter
         if "output_dim" in adapter:
@@ -106,9 +114,6 @@ def complete_perception(cfg: DictConfig, asr: ASRModel | None, *, llm_width: int
         for key in ("feat_in", "d_model", "input_dim"):
             if key in adapter and adapter[key] is None:
                 adapter[key] = perception.encoder.d_model
-        if "encoder_config" in adapter:
-            adapter.encoder_config.d_model = perception.encoder.d_model
-            adapter.llm_config.hidden_size = llm_width
 
 
 def load_asr(name_or_path: str) -> ASRModel:
@@ -120,16 +125,20 @@ def load_asr(name_or_path: str) -> ASRModel:
     if Path(name_or_path).is_file():
         return ASRModel.restore_from(name_or_path, map_location="cpu").eval()
     if name_or_path.endswith(".nemo"):
-        raise ConfigError(f"`model.pretrained_asr` must be an existing file, but '{name_or_path}' is not.")
+        raise ConfigError(
+            f"`model.pretrained_asr` must be an existing file, but '{name_or_path}' is not."
+        )
     try:
         return ASRModel.from_pretrained(name_or_path, map_location="cpu").eval()
     except Exception as error:  # NeMo's hub code raises what its transport raises
-        raise ConfigError(f"`model.pretrained_asr`: {describe_missing(name_or_path, error)}") from error
+        raise ConfigError(
+            f"`model.pretrained_asr`: {describe_missing(name_or_path, error)}"
+        ) from error
 
 
 @torch.no_grad()
 def copy_encoder(asr: ASRModel, perception: nn.Module) -> None:
-    """Copy front end and encoder weights of an ASR model; an encoder of another shape is refused."""
+    """Copy front end and encoder weights of an ASR model; another shape is refused."""
     for name in ("preprocessor", "encoder"):
         source, target = getattr(asr, name), getattr(perception, name)
         try:
@@ -145,7 +154,9 @@ def _load_tokenizer(name_or_path: str) -> Any:
     try:
         return AutoTokenizer(name_or_path, use_fast=True)
     except (ValueError, OSError) as error:
-        raise ConfigError(f"`model.pretrained_llm`: {describe_missing(name_or_path, error)}") from error
+        raise ConfigError(
+            f"`model.pretrained_llm`: {describe_missing(name_or_path, error)}"
+        ) from error
 
 
 def _read_json(assets: Mapping[str, bytes], name: str) -> dict[str, Any]:

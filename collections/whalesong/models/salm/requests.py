@@ -1,4 +1,4 @@
-"""What a user asks of SALM: dialogs with audio files or waveforms, checked before the model runs."""
+"""What a user asks of SALM: dialogs with audio files or waveforms, checked before it runs."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,14 +39,18 @@ def read_requests(
     """
     if audios is not None and audio_lens is None:
         audio_lens = torch.full((len(audios),), audios.shape[1])
-    given = [] if audios is None else [a[:n] for a, n in zip(audios, audio_lens.tolist(), strict=True)]
+    given = (
+        [] if audios is None else [a[:n] for a, n in zip(audios, audio_lens.tolist(), strict=True)]
+    )
     dialogs, waveforms = [], []
     for index, prompt in enumerate(prompts):
         example_id = f"prompt {index}"
         tags = _count_tags(prompt, collator)
         own = _read_all(prompt, collator.counter.sample_rate)
         if own and given:
-            raise DataError(f"{example_id} must not name audio files when `audios` are given as well.")
+            raise DataError(
+                f"{example_id} must not name audio files when `audios` are given as well."
+            )
         if not own:
             own, given = given[:tags], given[tags:]
         frames = [collator.count_frames(len(audio), example_id) for audio in own]

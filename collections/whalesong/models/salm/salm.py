@@ -94,8 +94,9 @@ class SALM(LanguageModelPT):
         """Answer text, or text mixed with audio.
 
         Args:
-            prompts: one dialog each, as in `[{"role": "user", "content": "Transcribe: <audio>", "audio":
-                ["a.wav"]}]`; the content names each audio by the tag.
+            prompts: one dialog each, as in
+                `[{"role": "user", "content": "Transcribe: <audio>", "audio": ["a.wav"]}]`;
+                the content names each audio by the tag.
             audios: waveforms (A, N) in reading order, instead of "audio" in the prompts.
             audio_lens: samples of each (A,).
             **generation: fields of `GenerationConfig`, and `on_text(row, text)` for streaming.
@@ -191,17 +192,17 @@ def canonical_names(llm: nn.Module) -> Any:
     """Real parameter name -> the names that `freeze_params` may use.
 
     The same with and without LoRA; LoRA's own parameters have none, so they are always trained.
-    NeMo keeps the embedding beside the LLM, so `embed_tokens.weight` names it here, too.
+    NeMo keeps the embedding beside the LLM, so `embed_tokens.weight` names it here, too; and the
+    encoder is `perception.encoder` also where an adapter reads several of its layers.
     """
     embedding = llm.get_input_embeddings()
-
-    prefix = next(name for name, module in llm.named_modules() if module is embedding)
+    path = next(name for name, module in llm.named_modules() if module is embedding)
 
     def names_of(name: str) -> list[str]:
         if is_lora(name):
             return []
-        canonical = canonical_name(name)
-        inside = canonical.removeprefix(f"llm.{prefix}.")
+        canonical = canonical_name(name).replace(".encoder_multilayer.encoder.", ".encoder.")
+        inside = canonical.removeprefix(f"llm.{path}.")
         return [canonical] if inside == canonical else [canonical, f"embed_tokens.{inside}"]
 
     return names_of
