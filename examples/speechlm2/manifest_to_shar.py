@@ -3,11 +3,8 @@
     python examples/speechlm2/manifest_to_shar.py recordings.jsonl shar_folder
 
 A manifest holds one JSON object a line: `audio_filepath` (absolute or relative to the manifest),
-`text`, and optionally `offset`, `duration`, `lang` and attributes such as `context`, the question
-about it.
-Several manifests become folders of their names in the shar folder:
-
-    python examples/speechlm2/manifest_to_shar.py train.jsonl validation.jsonl shar_folder
+`text`, and optionally `offset`, `duration`, `lang`, `context` and other attributes. Of several
+manifests, each becomes a folder of its name in the shar folder.
 """
 
 import argparse
@@ -20,17 +17,21 @@ def convert(options: argparse.Namespace) -> None:
     """Write one shar folder for each manifest and say what to do with them."""
     from whalesong.data.shar import manifest_to_shar
 
-    for manifest in options.manifests:
-        folder = options.folder
-        if len(options.manifests) > 1:
-            folder = folder / manifest.stem
+    several = len(options.manifests) > 1
+    folders = [
+        options.folder / path.stem if several else options.folder for path in options.manifests
+    ]
+    for manifest, folder in zip(options.manifests, folders, strict=True):
         written = manifest_to_shar(
             manifest, folder, sample_rate=options.sample_rate, on_bad_cut=options.on_bad_cut
         )
         left_out = f", {written.left_out} lines left out" if written.left_out else ""
         print(f"{folder}: {written.num_cuts} cuts, {written.seconds / 3600:.2f} h{left_out}")
-        print(f"Use it:  {{type: lhotse_as_conversation, shar_path: {folder}}} in `input_cfg`")
-    print("Next:    python examples/speechlm2/salm_train.py --config-path=conf --config-name=salm")
+    print(
+        "Next: python examples/speechlm2/salm_train.py --config-path=conf --config-name=salm"
+        f" data.train_ds.input_cfg.0.shar_path={folders[0]}"
+        f" data.validation_ds.datasets.val.input_cfg.0.shar_path={(*folders, 'FOLDER')[1]}"
+    )
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ def test_training_lowers_the_loss_and_is_deterministic(corpus, tmp_path):
     for name, weight in one.state_dict().items():
         assert torch.equal(weight, two.state_dict()[name]), name
     assert ctc_loss(one, corpus / "train") < 0.95 * ctc_loss(start, corpus / "train")
-    assert 0.0 < word_error_rate(one, corpus / "test") <= 1.0
+    assert word_error_rate(one, corpus / "test") > 0.5
 
 
 def ctc_loss(model, shar_dir):

