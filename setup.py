@@ -33,7 +33,7 @@ REQUIRES = [
     "tqdm>=4.66",
     "transformers>=5,<6",
 ]
-TEST = ["hypothesis>=6.100", "pytest>=8", "pytest-xdist>=3.6", "setuptools>=70.1"]
+TEST = ["docutils>=0.21", "hypothesis>=6.100", "pytest>=8", "pytest-xdist>=3.6", "setuptools>=70.1"]
 DEV = [*TEST, "import-linter>=2.3", "ruff>=0.9"]
 
 

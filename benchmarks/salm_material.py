@@ -1,6 +1,10 @@
-"""What both sides of the SALM benchmark get: pretrained parts, one configuration, equal batches."""
+"""What both sides of the SALM benchmark get: pretrained parts, one configuration, equal batches.
+
+`salm_material.py FOLDER VOCAB_SIZE AUDIO_SECONDS BATCH GENERATION_ROWS SHARE...`
+"""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +28,8 @@ def prepare(
     vocab_size: int,
     audio_seconds: float,
     batch_size: int,
-    shares: tuple[float, ...],
+    generation_rows: int,
+    shares: list[float],
 ) -> None:
     """Write all that `salm_side.py` reads.
 
@@ -32,7 +37,8 @@ def prepare(
         folder: a new or empty folder.
         vocab_size: rows of the LLM's embedding and head.
         audio_seconds: of each row.
-        batch_size: rows of a training batch; generation has 4.
+        batch_size: rows of a training batch.
+        generation_rows: rows of a batch of prompts.
         shares: of the positions that are supervised; 1 supervises the audio frames, too.
     """
     config = _config(folder, vocab_size)
@@ -47,7 +53,8 @@ def prepare(
         for share in shares
     }
     torch.save(batches, folder / "training.pt")
-    torch.save(_generation_batches(model, 4, samples, tag_id), folder / "generation.pt")
+    prompts = _generation_batches(model, generation_rows, samples, tag_id)
+    torch.save(prompts, folder / "generation.pt")
 
 
 def _config(folder: Path, vocab_size: int) -> dict[str, dict[str, Any]]:
@@ -148,3 +155,15 @@ def _rows(
         "audio_lens": audio_lens,
     }
     return ours, theirs
+
+
+if __name__ == "__main__":
+    to_folder, vocab, seconds, rows, prompt_rows, *supervised = sys.argv[1:]
+    prepare(
+        Path(to_folder),
+        vocab_size=int(vocab),
+        audio_seconds=float(seconds),
+        batch_size=int(rows),
+        generation_rows=int(prompt_rows),
+        shares=[float(share) for share in supervised],
+    )

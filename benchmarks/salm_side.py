@@ -1,7 +1,7 @@
-"""One side of the SALM benchmark in a process of its own: `salm_side.py SIDE FOLDER STEPS THREADS`.
+"""One side of the SALM benchmark, in a process of its own.
 
-Trains and generates with what `salm_material.prepare` wrote to FOLDER and writes what it measured
-to the file descriptor of its standard output, as the last line, in JSON.
+`salm_side.py SIDE FOLDER STEPS THREADS NEW_TOKENS` trains and generates with what
+`salm_material.py` wrote to FOLDER; what it measured is the last line that it prints, in JSON.
 """
 
 import json
@@ -22,7 +22,6 @@ from torch.utils.data import DataLoader
 
 from whalesong.modules.lora import canonical_name
 
-NEW_TOKENS = 32
 WARM_UP = 2
 
 Generate = Callable[[dict[str, Any], int], list[list[int]]]
@@ -116,17 +115,17 @@ def train(
 
 
 def run_generation(
-    generate: Generate, batch: dict[str, Any], *, steps: int, base: int
+    generate: Generate, batch: dict[str, Any], *, num_tokens: int, steps: int, base: int
 ) -> dict[str, Any]:
-    """Generate from four prompts: the first token alone, and `NEW_TOKENS`."""
+    """Generate the first token alone, and `num_tokens`."""
     ids: list[list[int]] = []
     first, whole = Timings(), Timings()
 
     def work() -> None:
         for _ in range(WARM_UP + steps):
-            for timings, num_tokens in ((first, 1), (whole, NEW_TOKENS)):
+            for timings, count in ((first, 1), (whole, num_tokens)):
                 timings.start()
-                ids[:] = generate(batch, num_tokens)
+                ids[:] = generate(batch, count)
                 timings.stop()
 
     peak = peak_above(base, work)
@@ -138,7 +137,7 @@ def run_generation(
     }
 
 
-def main(side: str, folder: Path, steps: int, threads: int) -> None:
+def main(side: str, folder: Path, steps: int, threads: int, num_tokens: int) -> None:
     """Measure one side and print the result."""
     warnings.simplefilter("ignore")
     nemo_logging.setLevel(logging.ERROR)
@@ -150,20 +149,22 @@ def main(side: str, folder: Path, steps: int, threads: int) -> None:
     training = torch.load(folder / "training.pt", weights_only=True)
     prompts = torch.load(folder / "generation.pt", weights_only=True)
     # Weights that are mapped from a file count as memory only once they were read.
-    checksum = sum(float(tensor.double().sum()) for tensor in model.state_dict().values())
+    for tensor in model.state_dict().values():
+        tensor.sum()
     reset_peak()
     base = resident_bytes()
     result = {
         "base": base,
-        "checksum": checksum,
         "training": {
             share: train(model, batches[side], steps=steps, base=base)
             for share, batches in training.items()
         },
-        "generation": run_generation(generate, prompts[side], steps=steps, base=base),
+        "generation": run_generation(
+            generate, prompts[side], num_tokens=num_tokens, steps=steps, base=base
+        ),
     }
     print(json.dumps(result))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
+    main(sys.argv[1], Path(sys.argv[2]), *map(int, sys.argv[3:]))

@@ -22,6 +22,7 @@ from whalesong.core.compose import compose
 from whalesong.core.job_config import check_job
 from whalesong.core.schema import validate
 from whalesong.data.config import DataConfig
+from whalesong.demos.salm import SalmDemo
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.rst").read_text(encoding="utf-8")
@@ -204,3 +205,33 @@ def test_python_runs_in_order(checkout: Path, shell: Callable[..., str]) -> None
     (checkout / "readme.py").write_text("\n".join(blocks("python")))
     shell("python readme.py")
     assert (checkout / "slim.nemo").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("recordings")
+def test_settings_train_together(
+    checkout: Path, demo_parts: SalmDemo, shell: Callable[..., str]
+) -> None:
+    """All YAML of the README but the GPUs in one run: speech, dialogs and text in buckets."""
+    settings = [b for b in blocks("yaml") if "gpu" not in b and "own/experiment" not in b]
+    merged = OmegaConf.to_yaml(OmegaConf.merge(*map(OmegaConf.create, settings)))
+    experiments = checkout / "own" / "experiment"
+    experiments.mkdir(parents=True)
+    (experiments / "all.yaml").write_text(f"# @package _global_\n{merged}")
+    (checkout / "questions.txt").write_text("what is on\nwhat is off\n")
+    (checkout / "answers.txt").write_text("the light\nthe heating\n")
+    turns = [
+        {"from": "User", "type": "text", "value": "Repeat after me:"},
+        {"from": "User", "type": "audio", "value": "recordings/train/000.wav"},
+        {"from": "Assistant", "type": "text", "value": "turn on the light"},
+    ]
+    (checkout / "dialogs.jsonl").write_text(json.dumps({"id": "a", "conversations": turns}))
+    manifests = " ".join(f"recordings/{name}.jsonl" for name in ("train", "validation", "test"))
+    shell(
+        f"python examples/speechlm2/manifest_to_shar.py {manifests} shar; mv shar/test shar/street"
+    )
+    printed = shell(
+        f"xlm --config-path=own job_type=train experiment=all {FEW_STEPS}"
+        f" model.pretrained_llm={demo_parts.llm} model.pretrained_asr={demo_parts.asr}"
+    )
+    assert "val_wer_val" in printed and "val_wer_street" in printed

@@ -34,14 +34,28 @@ class GracefulStop(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Leave between two steps, all ranks at the same one."""
+        self._leave_if_asked(trainer)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Do not wait for the rest of a long validation."""
+        self._leave_if_asked(trainer)
+
+    def _leave_if_asked(self, trainer: Trainer) -> None:
         if not trainer.strategy.reduce_boolean_decision(self.received is not None, all=False):
             return
         saved = _save_last(trainer)
         self._restore()
         if trainer.is_global_zero:
             print(
-                f"\nStopped at step {trainer.global_step}; {saved}. {self.resume_command}",
-                flush=True,
+                f"\nStopped at step {trainer.global_step}; {saved}. {self.resume_command}", flush=True
             )
         raise SystemExit(EXIT_CODES.get(self.received or signal.SIGTERM, 143))
 

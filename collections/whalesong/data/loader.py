@@ -167,6 +167,7 @@ class BatchLoader:
         for message in outcome.left_out:
             self.plan.faults.report(message)
         if outcome.error is not None:
+            self.close()
             raise DataError(outcome.error)
         number = self._number
         self._number += 1
@@ -215,10 +216,13 @@ class BatchLoader:
     def _next_of(self, stream: Iterator[tuple[Any, "Outcome"]]) -> tuple[Any, "Outcome"]:
         try:
             return next(stream)
-        except (RuntimeError, OSError, EOFError) as error:
-            if (reason := self._worker_failure(stream, error)) is None:
-                raise
+        except StopIteration:
+            raise
+        except Exception as error:
+            reason = self._worker_failure(stream, error)
             self.close()
+            if reason is None:
+                raise
             raise DataError(reason) from None
 
     def _worker_failure(self, stream: Any, error: Exception) -> str | None:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,8 +30,8 @@ class SalmDemo:
     folder: Path
     num_train: int = 3000
     num_test: int = 300
-    asr_steps: int = 600
-    llm_steps: int = 600
+    asr_steps: int = 700
+    llm_steps: int = 700
     overrides: Sequence[str] = ()
 
     @classmethod
@@ -45,8 +46,7 @@ class SalmDemo:
         run_stages(
             [
                 Stage("Write a corpus of spoken commands", self.corpus, self.write_corpus),
-                Stage("Train a small speech recognizer", self.asr, self.train_asr),
-                Stage("Train a small LLM", self.llm, self.train_llm),
+                Stage("Train a small recognizer and a small LLM", self.parts, self.train_parts),
                 Stage("Train SALM on them", self.archive, self.train_salm),
                 Stage("Transcribe unseen voices offline", self.summary, self.transcribe),
                 Stage("Write the report", self.report, self.write_report),
@@ -74,6 +74,11 @@ class SalmDemo:
     def llm(self) -> Path:
         """The LLM's folder."""
         return self.folder / "llm"
+
+    @property
+    def parts(self) -> Path:
+        """Exists when both parts are trained."""
+        return self.folder / "parts-trained"
 
     @property
     def logs(self) -> Path:
@@ -106,18 +111,23 @@ class SalmDemo:
             num_test=self.num_test,
         )
 
-    def train_asr(self) -> None:
-        """A Conformer CTC model through NeMo."""
-        from whalesong.tiny.asr import train_tiny_asr
-
-        train_tiny_asr(self.corpus / "train", self.asr, max_steps=self.asr_steps)
-
-    def train_llm(self) -> None:
-        """A Llama through transformers."""
-        from whalesong.corpora.grammar import sample_sentences
-        from whalesong.tiny.llm import train_tiny_llm
-
-        train_tiny_llm(sample_sentences(0, 3000), self.llm, max_steps=self.llm_steps)
+    def train_parts(self) -> None:
+        """A Conformer CTC model through NeMo and a Llama through transformers, one core each."""
+        jobs = {self.asr: self.asr_steps, self.llm: self.llm_steps}
+        with ExitStack() as running:
+            processes = []
+            for output, steps in jobs.items():
+                if output.exists():
+                    continue
+                log = running.enter_context(open(self.folder / f"{output.stem}.log", "w"))
+                show = None if output == self.asr else log  # two progress bars would mix
+                arguments = [output.stem, str(self.corpus), str(output), str(steps)]
+                command = [sys.executable, "-m", "whalesong.demos.train_part", *arguments]
+                processes.append(subprocess.Popen(command, env=_half_the_cores(), stderr=show))
+            for process in processes:
+                if process.wait() != 0:
+                    raise subprocess.CalledProcessError(process.returncode, process.args)
+        self.parts.touch()
 
     def train_salm(self) -> None:
         """Training from YAML, as any user would start it."""
@@ -159,3 +169,7 @@ def _run_module(module: str, *arguments: object, cwd: Path | None = None) -> Non
         cwd=cwd,
         env={**os.environ, "HF_HUB_OFFLINE": "1"},
     )
+
+
+def _half_the_cores() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": str(max((os.cpu_count() or 2) // 2, 1))}

@@ -1,0 +1,99 @@
+"""A run that is stopped by a signal or killed goes on as if nothing had happened."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from whalesong.core.archive import open_archive
+
+pytestmark = pytest.mark.slow
+
+STEPS = 30
+
+
+@pytest.fixture(scope="module")
+def command(
+    salm_config: Callable[..., dict[str, Any]], speech_shar: Path
+) -> Callable[[Path], list[str]]:
+    parts = salm_config()
+
+    def make(logs: Path) -> list[str]:
+        return [
+            *(sys.executable, "-m", "whalesong.cli", "job_type=train", "experiment=salm_demo"),
+            f"model.pretrained_llm={parts['pretrained_llm']}",
+            f"model.pretrained_asr={parts['pretrained_asr']}",
+            "model.perception.modality_adapter.hidden_dim=32",
+            "model.lora.lora_dropout=0.1",
+            "model.generation.max_new_tokens=3",
+            f"data.train_ds.shar_path={speech_shar}",
+            "data.train_ds.batch_size=2",
+            "data.train_ds.num_workers=1",
+            f"data.validation_ds.datasets.val.shar_path={speech_shar}",
+            f"exp_manager.explicit_log_dir={logs}",
+            "exp_manager.checkpoint_callback_params.save_best_model=false",
+            f"trainer.max_steps={STEPS}",
+            "trainer.val_check_interval=5",
+        ]
+
+    return make
+
+
+ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+
+
+def finish(command: list[str], logs: Path) -> dict[str, torch.Tensor]:
+    """Run to the end and return what was learned."""
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    with open_archive(logs / "checkpoints" / "salm_demo.nemo") as archive:
+        tensors = archive.tensors()
+        return {name: tensors[name].clone() for name in tensors if "lora_" in name}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(
+    command: Callable[[Path], list[str]], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, torch.Tensor]:
+    logs = tmp_path_factory.mktemp("whole")
+    return finish(command(logs), logs)
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)]
+)
+def test_stopped_run_goes_on_exactly(
+    command: Callable[[Path], list[str]],
+    uninterrupted: dict[str, torch.Tensor],
+    tmp_path: Path,
+    number: int,
+    code: int,
+) -> None:
+    with subprocess.Popen(
+        command(tmp_path), env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        wait_for_checkpoint(tmp_path, process)
+        process.send_signal(number)
+        sent = time.monotonic()
+        output, _ = process.communicate(timeout=60)
+        seconds = time.monotonic() - sent
+    assert process.returncode == code, output[-2000:]
+    assert seconds < 10
+    if number != signal.SIGKILL:
+        assert "saved" in output and "To go on: " in output
+    resumed = finish(command(tmp_path), tmp_path)
+    assert all(torch.equal(uninterrupted[name], resumed[name]) for name in uninterrupted)
+
+
+def wait_for_checkpoint(logs: Path, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not list((logs / "checkpoints").glob("*last.ckpt")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
