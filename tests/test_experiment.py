@@ -23,6 +23,7 @@ def job(
             "config",
             overrides=[
                 "job_type=train",
+                "job_name=salm_demo",
                 "experiment=salm_demo",
                 f"model.pretrained_llm={parts['pretrained_llm']}",
                 f"model.pretrained_asr={parts['pretrained_asr']}",

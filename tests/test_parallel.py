@@ -40,7 +40,14 @@ def run(
             return done[strategy]
         logs = tmp_path_factory.mktemp("logs")
         command = [
-            *(sys.executable, "-m", "whalesong.cli", "job_type=train", "experiment=salm_demo"),
+            *(
+                sys.executable,
+                "-m",
+                "whalesong.cli",
+                "job_type=train",
+                "job_name=salm_demo",
+                "experiment=salm_demo",
+            ),
             f"model.pretrained_llm={parts['pretrained_llm']}",
             f"model.pretrained_asr={parts['pretrained_asr']}",
             "model.perception.modality_adapter.hidden_dim=32",

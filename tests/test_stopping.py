@@ -27,7 +27,14 @@ def command(
 
     def make(logs: Path) -> list[str]:
         return [
-            *(sys.executable, "-m", "whalesong.cli", "job_type=train", "experiment=salm_demo"),
+            *(
+                sys.executable,
+                "-m",
+                "whalesong.cli",
+                "job_type=train",
+                "job_name=salm_demo",
+                "experiment=salm_demo",
+            ),
             f"model.pretrained_llm={parts['pretrained_llm']}",
             f"model.pretrained_asr={parts['pretrained_asr']}",
             "model.perception.modality_adapter.hidden_dim=32",
@@ -77,7 +84,11 @@ def test_stopped_run_goes_on_exactly(
     code: int,
 ) -> None:
     with subprocess.Popen(
-        command(tmp_path), env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command(tmp_path),
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     ) as process:
         wait_for_checkpoint(tmp_path, process)
         process.send_signal(number)

@@ -9,13 +9,14 @@ A folder that NeMo's own SALM saved becomes an archive with --from-nemo:
 
 import argparse
 
-import whalesong
 from whalesong.core.commands import run_command
-from whalesong.models.salm.exchange import export_to_hf, import_from_nemo
 
 
 def convert(options: argparse.Namespace) -> None:
     """Convert in the direction that the options name."""
+    import whalesong
+    from whalesong.models.salm.exchange import export_to_hf, import_from_nemo
+
     if options.from_nemo:
         model = import_from_nemo(
             whalesong.SALM, options.source, pretrained_llm=options.pretrained_llm

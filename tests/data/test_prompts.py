@@ -88,13 +88,17 @@ def test_system_message_goes_where_the_format_has_room(tokenizer: Any) -> None:
 
 
 def test_tags_and_audios_must_pair_up(tokenizer: Any) -> None:
-    with pytest.raises(DataError, match="'x' must have one '<audio>' for each audio, but has 3 for 2"):
+    with pytest.raises(
+        DataError, match="'x' must have one '<audio>' for each audio, but has 3 for 2"
+    ):
         encoder(tokenizer, "llama2").encode(DIALOG, [3, 2], example_id="x")
 
 
 @pytest.mark.parametrize("text", [f"say {TAG} twice", "the end </s> of it"])
 def test_special_tokens_in_a_text_are_refused(tokenizer: Any, text: str) -> None:
-    with pytest.raises(DataError, match="the text of 'utt7' must hold no special token, but holds '<"):
+    with pytest.raises(
+        DataError, match="the text of 'utt7' must hold no special token, but holds '<"
+    ):
         encoder(tokenizer, "llama2").check_text(text, example_id="utt7")
 
 
@@ -105,3 +109,13 @@ def test_missing_chat_template_is_said_at_once(tokenizer: Any) -> None:
             encoder(tokenizer, None)
     finally:
         tokenizer.tokenizer.chat_template = template
+
+
+@pytest.mark.parametrize("prompt_format", ["llama2", "plain", None])
+def test_text_without_a_question_is_an_answer(tokenizer: Any, prompt_format: str | None) -> None:
+    text = [{"role": "assistant", "content": "turn on the light"}]
+    dialog = encoder(tokenizer, prompt_format).encode(text, [], example_id="x")
+    supervised = [
+        token for token, answer in zip(dialog.input_ids, dialog.answer_mask, strict=True) if answer
+    ]
+    assert tokenizer.tokenizer.decode(supervised).replace(" ", "") == "turnonthelight</s>"

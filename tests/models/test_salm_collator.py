@@ -21,7 +21,9 @@ def collator(build_salm: Callable[..., Any]) -> Any:
 
 @pytest.fixture
 def make_cut(tmp_path: Path) -> Callable[..., Any]:
-    def make(text: str = "turn on the light", num_samples: int = 16000, sample_rate: int = 16000) -> Any:
+    def make(
+        text: str = "turn on the light", num_samples: int = 16000, sample_rate: int = 16000
+    ) -> Any:
         path = tmp_path / f"{num_samples}-{sample_rate}.wav"
         samples = np.random.default_rng(0).standard_normal(num_samples)
         soundfile.write(path, 0.1 * samples, sample_rate)
@@ -39,8 +41,12 @@ def talk(*turns: tuple[str, Any]) -> Conversation:
 def test_batch_of_several_turns_audios_and_texts(collator: Any, make_cut: Any) -> None:
     first, second = make_cut(num_samples=16000), make_cut(num_samples=9000)
     several = talk(
-        ("user", "Listen:"), ("user", first), ("assistant", "yes"), ("user", second), ("assistant", "no")
-    )  # fmt: skip
+        ("user", "Listen:"),
+        ("user", first),
+        ("assistant", "yes"),
+        ("user", second),
+        ("assistant", "no"),
+    )
     text_only = talk(("user", "Hello"), ("assistant", "hi there"))
     batch = collator([collator.load(several), collator.load(text_only)])
     assert batch["audio_lens"].tolist() == [16000, 9000]
@@ -105,7 +111,10 @@ def test_dialog_without_answer_is_refused(collator: Any, make_cut: Any) -> None:
 @pytest.mark.parametrize(
     ("turn", "message"),
     [
-        ({"role": "user", "content": "hear <audio>"}, "one '<audio>' for each audio, but has 1 for 0"),
+        (
+            {"role": "user", "content": "hear <audio>"},
+            "one '<audio>' for each audio, but has 1 for 0",
+        ),
         ({"role": "user", "content": "hear", "audio": ["x.wav"]}, "'x.wav' does not exist"),
         ({"content": "hear"}, "must have 'role' and 'content', but has"),
     ],
@@ -129,3 +138,20 @@ def test_audio_files_and_waveforms_give_the_same_answer(
     samples = (0.1 * np.random.default_rng(0).standard_normal(16000)).astype(np.float32)
     soundfile.write(tmp_path / "a.wav", samples, 16000, subtype="FLOAT")
     assert model.transcribe([tmp_path / "a.wav"]) == model.transcribe([torch.from_numpy(samples)])
+
+
+def test_plain_cuts_are_asked_the_default_context(collator: Any, speech_shar: Path) -> None:
+    from whalesong.data.config import DataConfig
+    from whalesong.data.datamodule import LanguageDataModule
+
+    def first_prompt(**data: Any) -> list[int]:
+        config = DataConfig(default_context="Repeat after me:", train_ds={"batch_size": 1, **data})
+        module = LanguageDataModule(config, train_collator=collator)
+        plan = module.train_dataloader().plan
+        return collator.load(next(iter(plan.batches(0)))[0]).prompt.input_ids
+
+    plain = first_prompt(shar_path=str(speech_shar), shuffle=False)
+    item = {"type": "lhotse_as_conversation", "shar_path": str(speech_shar)}
+    assert plain == first_prompt(input_cfg=[item], shuffle=False)
+    asked = collator.encode([{"role": "user", "content": "Repeat after me: <audio>"}], [1], "x")
+    assert plain[: asked.audio_mask.index(True)] == asked.input_ids[: asked.audio_mask.index(True)]

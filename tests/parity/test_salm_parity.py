@@ -1,6 +1,7 @@
 """Our SALM gives the numbers of NeMo's with the same weights and batch, where NeMo's is right."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -135,3 +136,20 @@ def test_greedy_generation_equals_nemo(pair: Any, audios: list[torch.Tensor]) ->
     stop = ours.tokenizer.eos_id
     for row, ids in zip(expected.tolist(), given, strict=True):
         assert ids == (row[: row.index(stop)] if stop in row else row)
+
+
+def test_folder_saved_by_nemo_is_imported(
+    pair: Any, audios: list[torch.Tensor], tmp_path: Path
+) -> None:
+    from whalesong.models.salm.exchange import import_from_nemo
+    from whalesong.models.salm.salm import SALM
+
+    ours, nemo = pair
+    nemo.save_pretrained(tmp_path)
+    imported = import_from_nemo(SALM, tmp_path)
+    batch = collate(ours, audios)
+    expected = ours.parts.loss.loss_fn(batch)["loss"]
+    torch.testing.assert_close(imported.parts.loss.loss_fn(batch)["loss"], expected)
+    imported.save_to(tmp_path / "imported.nemo")
+    restored = SALM.restore_from(tmp_path / "imported.nemo")
+    torch.testing.assert_close(restored.parts.loss.loss_fn(batch)["loss"], expected)

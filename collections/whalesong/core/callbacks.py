@@ -55,7 +55,8 @@ class GracefulStop(Callback):
         self._restore()
         if trainer.is_global_zero:
             print(
-                f"\nStopped at step {trainer.global_step}; {saved}. {self.resume_command}", flush=True
+                f"\nStopped at step {trainer.global_step}; {saved}. {self.resume_command}",
+                flush=True,
             )
         raise SystemExit(EXIT_CODES.get(self.received or signal.SIGTERM, 143))
 

@@ -143,15 +143,11 @@ class LanguageModelPT(ModelPT):
         self._is_sharded = True
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep checkpoints plain, finite, and exact about the batches that were processed."""
+        """Keep checkpoints plain and finite."""
         refuse_non_finite(checkpoint)
         plain = plain_hyper_parameters(checkpoint)
         checkpoint.clear()
         checkpoint.update(plain)
-        # Inside `on_train_batch_end` Lightning has not yet counted the batch as completed; without
-        # this a run resumed from there would train one batch more in its epoch.
-        for progress in _batch_progress(checkpoint):
-            progress["completed"] = progress["processed"]
 
     def _data_parallel_size(self) -> int:
         kwargs = self.trainer.distributed_sampler_kwargs or {}
@@ -337,9 +333,3 @@ def load(path: str | Path, *, map_location: torch.device | str | None = None) ->
 
 def _config(source: DictConfig | Mapping[str, Any] | str | Path) -> DictConfig:
     return OmegaConf.load(source) if isinstance(source, str | Path) else OmegaConf.create(source)
-
-
-def _batch_progress(checkpoint: dict[str, Any]) -> Iterable[dict[str, int]]:
-    loops = checkpoint.get("loops", {}).get("fit_loop", {})
-    progress = loops.get("epoch_loop.batch_progress", {})
-    return [progress[key] for key in ("total", "current") if key in progress]

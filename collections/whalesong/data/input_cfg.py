@@ -218,14 +218,18 @@ def _weighted_folders(pairs: list[Any], path: str) -> Iterator[tuple[list[Shard]
 def _conversion(item: InputItem, scope: Scope) -> Callable[[Example], Example] | None:
     """What is done to each example: attributes first, then the conversation."""
     to_conversation = isinstance(item, CutsAsConversationItem)
-    if not scope.tags and not to_conversation:
+    tags = dict(scope.tags or {})
+    if scope.default_context is not None and not to_conversation:
+        # plain cuts carry it along, for collators that make conversations of them
+        tags = {"default_context": scope.default_context, **tags}
+    if not tags and not to_conversation:
         return None
     context = scope.default_context if to_conversation else None
-    return partial(_convert, tags=scope.tags, to_conversation=to_conversation, context=context)
+    return partial(_convert, tags=tags, to_conversation=to_conversation, context=context)
 
 
 def _convert(
-    example: Example, *, tags: Mapping[str, Any] | None, to_conversation: bool, context: str | None
+    example: Example, *, tags: Mapping[str, Any], to_conversation: bool, context: str | None
 ) -> Example:
     if tags:
         example = with_tags(example, tags)

@@ -80,7 +80,7 @@ class PromptEncoder:
         answers = [False] * len(ids)
         for index, message in enumerate(messages):
             if message["role"] == "assistant":
-                begin = _common_prefix(ids, self._render(list(messages[:index]), True))
+                begin = _common_prefix(ids, self._before_answer(messages, index))
                 end = _common_prefix(ids, self._render(list(messages[: index + 1]), False))
                 end = self._end_of_turn(ids, begin, end)
                 answers[begin:end] = [True] * (end - begin)
@@ -115,6 +115,14 @@ class PromptEncoder:
             if answer
         ][-1]
         return [last] if last in self._special_ids else []
+
+    def _before_answer(self, messages: Sequence[Message], index: int) -> list[int]:
+        """Ids that share with the dialog exactly what stands before the answer at `index`."""
+        if index:
+            return self._render(list(messages[:index]), True)
+        # Nothing precedes a text without a question: another text shares the head of the format.
+        other = "0" if not messages[0]["content"].startswith("0") else "1"
+        return self._render([{"role": "assistant", "content": other}], False)
 
     def _end_of_turn(self, ids: list[int], begin: int, end: int) -> int:
         """Position after an answer's first special token; what follows is not supervised."""

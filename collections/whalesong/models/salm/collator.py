@@ -82,6 +82,11 @@ class SALMCollator:
         dialog = self.encode(messages, frames, conversation.id)
         prompt = None
         if self.with_prompts:
+            if len(messages) == 1:
+                raise DataError(
+                    f"'{conversation.id}' must ask something to be generated from, "
+                    "but holds an answer only."
+                )
             prompt = self.encode(messages[:-1], frames, conversation.id)
         return LoadedDialog(conversation.id, dialog, prompt, audios, messages[-1]["content"])
 

@@ -100,7 +100,8 @@ def _section(config: dict[str, Any], pretrained_llm: str | None) -> dict[str, An
             "keys of NeMo's configuration that SALM here does not have: %s", ", ".join(ignored)
         )
     section = {key: value for key, value in config.items() if key in known}
-    section |= {"pretrained_weights": False, "pretrained_asr": None, "target": None}
+    section.pop("target", None)
+    section |= {"pretrained_weights": False, "pretrained_asr": None}
     section["pretrained_llm"] = pretrained_llm or section.get("pretrained_llm")
     perception = dict(section.get("perception") or {})
     perception["target"] = PERCEPTION
