@@ -4,7 +4,7 @@
 
 BIN := .venv/bin
 DEMO_FLAGS ?=
-TEST_FLAGS ?=
+TEST_FLAGS ?= -n auto --dist loadfile
 
 help:  ## print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s%s\n", $$1, $$2 }' Makefile

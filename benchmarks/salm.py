@@ -32,13 +32,14 @@ Result = dict[str, Any]
 
 @dataclass
 class Row:
-    """One line of the table: medians of both sides, and the median of the ratios."""
+    """One line of the table: medians of both sides; median, least and largest of the ratios."""
 
     name: str
     unit: str
     whalesong: float
     nemo: float
     ratio: float
+    spread: tuple[float, float]
     bar: str = ""
     met: bool | None = None
 
@@ -175,10 +176,11 @@ def generation_rows(results: Sequence[dict[str, Result]], *, clock: str) -> list
 
 
 def compare(results: Sequence[dict[str, Result]], value: Callable[[Result], float]) -> Row:
-    """Medians of `value` on both sides, and the median of its ratios ours / NeMo's."""
+    """A row about `value` on both sides and its ratios ours / NeMo's."""
     ours, theirs = ([value(result[side]) for result in results] for side in SIDES)
-    ratio = median(own / other for own, other in zip(ours, theirs, strict=True))
-    return Row("", "", median(ours), median(theirs), ratio)
+    ratios = [own / other for own, other in zip(ours, theirs, strict=True)]
+    spread = (min(ratios), max(ratios))
+    return Row("", "", median(ours), median(theirs), median(ratios), spread)
 
 
 def at_least(row: Row, bar: float | None, *, noise: float = 0.0) -> Row:
@@ -195,12 +197,12 @@ def print_table(rows: Sequence[Row], *, vocab_size: int, options: argparse.Names
         f"\nvocabulary {vocab_size}, {options.batch} x {options.audio_seconds:g} s of audio, "
         f"{options.threads} thread(s), medians of {options.repeats}"
     )
-    print(f"{'':20}{'':20}{'whalesong':>12}{'NeMo':>12}{'ratio':>8}  bar")
+    print(f"{'':20}{'':20}{'whalesong':>12}{'NeMo':>12}{'ratio':>8}  (all ratios)")
     for row in rows:
         verdict = "" if row.met is None else f"{row.bar}: {'met' if row.met else 'MISSED'}"
         print(
             f"{row.name:20}{row.unit:20}{row.whalesong:12.2f}{row.nemo:12.2f}"
-            f"{row.ratio:8.2f}  {verdict}"
+            f"{row.ratio:8.2f}  ({row.spread[0]:.2f}-{row.spread[1]:.2f})  {verdict}"
         )
 
 

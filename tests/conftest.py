@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # tiny tensors: threads that wait cost more than they do
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 TEXTS = ["turn on the light in the kitchen", "set the heating to twenty one degrees"] * 20

@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from whalesong.core.errors import ConfigError
+from whalesong.core.errors import ConfigError, DataError
 from whalesong.core.families import Family, family_of
 from whalesong.core.job_config import JobConfig, check_job
 from whalesong.core.schema import validate
@@ -32,25 +32,33 @@ def run(cfg: DictConfig) -> None:
     if job.job_type == "train":
         train(cfg, job)
         return
-    from whalesong import inference  # torch and NeMo only when they are needed
-
     if job.job_type == "eval":
-        inference.evaluate(cfg, job)
+        archive = find_archive(job.eval.ckpt_path, job, key="eval.ckpt_path")
+        data = check_evaluation(cfg)
+        quiet_libraries()
+        from whalesong import inference  # torch and NeMo only when they are needed
+
+        inference.evaluate(archive, data, job)
     else:
-        inference.predict(cfg, job)
+        archive = find_archive(job.predict.ckpt_path, job, key="predict.ckpt_path")
+        check_prediction(job)
+        quiet_libraries()
+        from whalesong import inference
+
+        inference.predict(archive, job)
 
 
 def train(cfg: DictConfig, job: JobConfig) -> None:
     """Train, then leave one `.nemo` in the checkpoint folder."""
     family, data_config = check_training(cfg)
-
+    quiet_libraries()
     from lightning.pytorch import seed_everything
 
     from whalesong.core.callbacks import GracefulStop
     from whalesong.core.trainer import build_trainer, start_exp_manager
-    from whalesong.data.datamodule import LanguageDataModule
+    from whalesong.data.datamodule import LanguageDataModule, check_inputs
 
-    quiet_libraries()
+    check_inputs(data_config, ("train_ds", "validation_ds"))
     if job.seed is not None:
         seed_everything(job.seed, verbose=False)
     trainer = build_trainer(job.trainer, callbacks=[GracefulStop(resume_command=resume_hint(job))])
@@ -87,6 +95,61 @@ def check_training(cfg: DictConfig) -> tuple[Family, DataConfig]:
     return family, data
 
 
+def check_evaluation(cfg: DictConfig) -> DataConfig:
+    """Check the section `data` of an evaluation.
+
+    Raises:
+        ConfigError: naming the YAML path.
+    """
+    config = validate(DataConfig, cfg.get("data", {}), path="data")
+    if config.test_ds is None:
+        raise ConfigError("`data.test_ds` is mandatory for job_type=eval, but has no value.")
+    return config
+
+
+def check_prediction(job: JobConfig) -> None:
+    """Check that there is something to ask, and that the audio files exist.
+
+    Raises:
+        ConfigError: prompts and audio files do not pair up.
+        DataError: an audio file does not exist.
+    """
+    audio, prompts = job.predict.audio, job.predict.prompts
+    if not audio and not prompts:
+        raise ConfigError("`predict.audio` or `predict.prompts` is mandatory, but both are empty.")
+    if audio and len(prompts) not in (0, 1, len(audio)):
+        raise ConfigError(
+            f"`predict.prompts` must hold one prompt, or one for each of the {len(audio)} audio "
+            f"files, but holds {len(prompts)}."
+        )
+    if missing := [path for path in audio if not Path(path).is_file()]:
+        raise DataError(f"the audio file '{missing[0]}' does not exist.")
+
+
+def find_archive(path: str | None, job: JobConfig, *, key: str) -> Path:
+    """The archive that a job names, or the newest one of the run.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if path is not None:
+        if not Path(path).is_file():
+            raise ConfigError(f"`{key}` must be an existing file, but '{path}' is not.")
+        return Path(path)
+    manager = job.exp_manager
+    folder = None
+    if manager is not None:
+        folder = manager.explicit_log_dir or str(
+            Path(manager.exp_dir or ".") / (manager.name or "")
+        )
+    archives = (
+        sorted(Path(folder).rglob("*.nemo"), key=lambda p: p.stat().st_mtime) if folder else []
+    )
+    if not archives:
+        raise ConfigError(f"`{key}` is mandatory, because there is no .nemo under '{folder}'.")
+    return archives[-1]
+
+
 def resume_hint(job: JobConfig) -> str:
     """How to go on after a stop."""
     command = shlex.join([Path(sys.executable).name, *sys.argv])
@@ -112,8 +175,12 @@ def report_training(log_dir: Path, metrics: dict[str, Any]) -> None:
 
 
 def quiet_libraries() -> None:
-    """Keep NeMo's and Lightning's notes out of the way; warnings and errors stay."""
+    """Keep NeMo's and Lightning's notes out of the way; warnings and errors stay.
+
+    This imports NeMo; what it says of its telemetry on import is kept quiet, too.
+    """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.getLogger("nv_one_logger").setLevel(logging.ERROR)
     from nemo.utils import logging as nemo_logging
 
     nemo_logging.setLevel(logging.WARNING)

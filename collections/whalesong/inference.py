@@ -6,26 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
 from tqdm import tqdm
 
 from whalesong.core.atomic_file import atomic_write
-from whalesong.core.errors import ConfigError, DataError
 from whalesong.core.job_config import JobConfig
 from whalesong.core.language_model import LanguageModelPT, load
-from whalesong.core.schema import validate
 from whalesong.data.config import DataConfig
-from whalesong.data.datamodule import LanguageDataModule
+from whalesong.data.datamodule import LanguageDataModule, check_inputs
 from whalesong.metrics.text import word_edits, word_error_rate
 
 
-def evaluate(cfg: DictConfig, job: JobConfig) -> None:
+def evaluate(archive: Path, config: DataConfig, job: JobConfig) -> None:
     """Generate for every example of `data.test_ds`, write JSON lines, print the word error rate."""
-    config = validate(DataConfig, cfg.get("data", {}), path="data")
-    if config.test_ds is None:
-        raise ConfigError("`data.test_ds` is mandatory for job_type=eval, but has no value.")
-    path = find_archive(job.eval.ckpt_path, job, key="eval.ckpt_path")
-    model = load(path, map_location=device(job))
+    check_inputs(config, ("test_ds",))
+    model = load(archive, map_location=device(job))
     data = LanguageDataModule(
         config,
         train_collator=model.parts.train_collator,
@@ -34,7 +28,7 @@ def evaluate(cfg: DictConfig, job: JobConfig) -> None:
     data.setup("test")
     for name, loader in zip(data.test_names, data.test_dataloader(), strict=True):
         rows = list(generate_rows(model, loader, description=name))
-        output = _output_file(job, path, name, len(data.test_names))
+        output = _output_file(job, archive, name, len(data.test_names))
         write_json_lines(output, rows)
         rate = word_error_rate([r["reference"] for r in rows], [r["hypothesis"] for r in rows])
         print(f"{name}: WER {100 * rate:.2f} % over {len(rows)} examples; written to {output}")
@@ -52,21 +46,11 @@ def generate_rows(
             yield {**row, "wer": round(edits.rate, 4)}
 
 
-def predict(cfg: DictConfig, job: JobConfig) -> None:
+def predict(archive: Path, job: JobConfig) -> None:
     """Answer prompts about audio files; the answers go to the terminal or to a file."""
-    audio, prompts = job.predict.audio, job.predict.prompts
-    if not audio and not prompts:
-        raise ConfigError("`predict.audio` or `predict.prompts` is mandatory, but both are empty.")
-    if len(prompts) not in (0, 1, len(audio)) and audio:
-        raise ConfigError(
-            f"`predict.prompts` must hold one prompt, or one for each of the {len(audio)} "
-            f"audio files, but holds {len(prompts)}."
-        )
-    if missing := [path for path in audio if not Path(path).is_file()]:
-        raise DataError(f"the audio file '{missing[0]}' does not exist.")
-    path = find_archive(job.predict.ckpt_path, job, key="predict.ckpt_path")
-    model = load(path, map_location=device(job))
-    rows = list(_answers(model, audio, prompts, stream=job.predict.output_file is None))
+    model = load(archive, map_location=device(job))
+    stream = job.predict.output_file is None
+    rows = list(_answers(model, job.predict.audio, job.predict.prompts, stream=stream))
     if job.predict.output_file is not None:
         write_json_lines(Path(job.predict.output_file), rows)
         print(f"{len(rows)} answers written to {job.predict.output_file}")
@@ -94,30 +78,6 @@ def _answers(
 
 def _printer(stream: bool) -> Any:
     return (lambda row, text: print(text, end="", flush=True)) if stream else None
-
-
-def find_archive(path: str | None, job: JobConfig, *, key: str) -> Path:
-    """The archive that a job names, or the newest one of the run.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    if path is not None:
-        if not Path(path).is_file():
-            raise ConfigError(f"`{key}` must be an existing file, but '{path}' is not.")
-        return Path(path)
-    manager = job.exp_manager
-    folder = None
-    if manager is not None:
-        folder = manager.explicit_log_dir or str(
-            Path(manager.exp_dir or ".") / (manager.name or "")
-        )
-    archives = (
-        sorted(Path(folder).rglob("*.nemo"), key=lambda p: p.stat().st_mtime) if folder else []
-    )
-    if not archives:
-        raise ConfigError(f"`{key}` is mandatory, because there is no .nemo under '{folder}'.")
-    return archives[-1]
 
 
 def device(job: JobConfig) -> torch.device:

@@ -1,5 +1,6 @@
 """Laws of the batch plan."""
 
+import logging
 import shutil
 from collections import Counter
 from itertools import islice
@@ -146,6 +147,7 @@ def test_estimated_bins_hold_about_the_same_length():
 
 
 def test_filters_count_and_tell_what_they_leave_out(plan_of, corpus, caplog):
+    caplog.set_level(logging.INFO, logger="whalesong")
     plan = plan_of(shar_path=str(corpus), batch_size=4, min_duration=0.2, max_duration=0.4)
     for epoch in range(2):
         kept = [c for batch in plan.batches(epoch) for c in batch]

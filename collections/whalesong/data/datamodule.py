@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
@@ -221,6 +221,28 @@ def fingerprint(config: DataConfig) -> dict[str, str]:
         key: hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
         for key, value in keys.items()
     }
+
+
+def check_inputs(config: DataConfig, sections: Sequence[str]) -> None:
+    """Look for every input that a job will read, before a model is loaded for it.
+
+    Args:
+        config: the `data` section.
+        sections: those that the job reads: `train_ds`, `validation_ds`, `test_ds`.
+
+    Raises:
+        ConfigError: an input is described wrongly.
+        DataError: a folder, manifest or shard is missing or empty.
+    """
+    for name in sections:
+        section = getattr(config, name)
+        if isinstance(section, ValidationConfig):
+            sets = section.named_sets(path=f"data.{name}")
+            datasets = {f"data.{name}.datasets.{key}": dataset for key, dataset in sets.items()}
+        else:
+            datasets = {} if section is None else {f"data.{name}": section}
+        for path, dataset in datasets.items():
+            make_plan(dataset, path=path, on_bad_cut=config.on_bad_cut)
 
 
 def build_loader(config: Any, collator: Any, *, path: str) -> BatchLoader:

@@ -167,9 +167,10 @@ def _run_module(module: str, *arguments: object, cwd: Path | None = None) -> Non
         [sys.executable, "-m", module, *map(str, arguments)],
         check=True,
         cwd=cwd,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        env={**_half_the_cores(), "HF_HUB_OFFLINE": "1"},
     )
 
 
 def _half_the_cores() -> dict[str, str]:
+    """Models this small gain little from more threads, and wait for each other on a busy machine."""
     return {**os.environ, "OMP_NUM_THREADS": str(max((os.cpu_count() or 2) // 2, 1))}
