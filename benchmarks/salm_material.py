@@ -43,7 +43,7 @@ def prepare(
     """
     config = _config(folder, vocab_size)
     torch.manual_seed(0)
-    model = SALM(config["whalesong"])
+    model = SALM(config)
     (folder / "config.json").write_text(json.dumps(config))
     torch.save(_trained_state(model), folder / "trained.pt")
     samples = round(audio_seconds * model.sample_rate)
@@ -57,7 +57,8 @@ def prepare(
     torch.save(prompts, folder / "generation.pt")
 
 
-def _config(folder: Path, vocab_size: int) -> dict[str, dict[str, Any]]:
+def _config(folder: Path, vocab_size: int) -> dict[str, Any]:
+    """Build the pretrained parts; a `model` section that both sides take."""
     llm = build_tiny_llm(
         folder / "llm", texts=TEXTS, hidden_size=128, num_layers=2, vocab_size=vocab_size
     )
@@ -67,7 +68,7 @@ def _config(folder: Path, vocab_size: int) -> dict[str, dict[str, Any]]:
         "target": f"{nemo}.AudioPerceptionModule",
         "modality_adapter": {"_target_": f"{nemo}.IdentityConnector", "d_model": ENCODER_WIDTH},
     }
-    shared = {
+    return {
         "pretrained_llm": str(llm),
         "pretrained_asr": str(asr),
         "pretrained_weights": True,
@@ -84,7 +85,6 @@ def _config(folder: Path, vocab_size: int) -> dict[str, dict[str, Any]]:
         "perception": perception,
         "optimizer": {"_target_": "torch.optim.AdamW", "lr": 1e-4},
     }
-    return {"whalesong": shared, "nemo": shared}
 
 
 def _trained_state(model: SALM) -> dict[str, Tensor]:

@@ -144,7 +144,7 @@ def main(side: str, folder: Path, steps: int, threads: int, num_tokens: int) -> 
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    model, generate = BUILDERS[side](json.loads((folder / "config.json").read_text())[side])
+    model, generate = BUILDERS[side](json.loads((folder / "config.json").read_text()))
     load_trained(model, torch.load(folder / "trained.pt", weights_only=True))
     training = torch.load(folder / "training.pt", weights_only=True)
     prompts = torch.load(folder / "generation.pt", weights_only=True)
