@@ -150,6 +150,35 @@ def test_overfit_repeats_one_batch_until_the_loss_is_gone(
     assert len(seen) == 5 and len(set(seen)) == 1
 
 
+def test_checkpoint_loads_with_its_weights(job: Callable[..., Any], tmp_path: Path) -> None:
+    from whalesong.models.salm.salm import SALM
+
+    train(job(NO_BEST, "trainer.max_steps=3"))
+    [path] = (tmp_path / "logs" / "checkpoints").glob("*last.ckpt")
+    loaded = SALM.load_from_checkpoint(path).state_dict()
+    learned = weights(tmp_path / "logs")
+    assert all(torch.equal(loaded[name], learned[name]) for name in learned)
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed"])
+def test_waveform_stays_fp32_in_half_precision(
+    job: Callable[..., Any], precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from whalesong.core.language_model import LanguageModelPT
+
+    seen: list[tuple[torch.dtype, bool]] = []
+    step = LanguageModelPT.training_step
+
+    def spy(self: Any, batch: Any, batch_idx: int) -> Any:
+        loss = step(self, batch, batch_idx)
+        seen.append((batch["audio"].dtype, bool(torch.isfinite(loss))))
+        return loss
+
+    monkeypatch.setattr(LanguageModelPT, "training_step", spy)
+    train(job(NO_BEST, f"trainer.precision={precision}", "trainer.max_steps=3"))
+    assert seen == [(torch.float32, True)] * 3
+
+
 def test_fast_dev_run_leaves_nothing(job: Callable[..., Any], tmp_path: Path) -> None:
     train(job("debug=fast_dev_run"))
     assert not (tmp_path / "logs").exists()

@@ -10,7 +10,7 @@ __version__ = "0.1.0"
 
 # Public name -> the module that defines it.
 _PUBLIC = {
-    "load": "whalesong.core.language_model",
+    "load": "whalesong.core.archived_model",
     "SALM": "whalesong.models.salm.salm",
 }
 

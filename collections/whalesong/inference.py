@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from whalesong.core.archived_model import load
 from whalesong.core.atomic_file import atomic_write
 from whalesong.core.job_config import JobConfig
-from whalesong.core.language_model import LanguageModelPT, load
+from whalesong.core.language_model import LanguageModelPT
 from whalesong.data.config import DataConfig
 from whalesong.data.datamodule import LanguageDataModule, check_inputs
 from whalesong.metrics.text import word_edits, word_error_rate

@@ -167,6 +167,21 @@ def test_mixed_batch_is_the_mean_of_its_rows(model: Any, dialogs: list[LoadedDia
     assert float(loss_of(model, mixed)["loss"]) == pytest.approx(total / count, abs=1e-5)
 
 
+def test_recomputed_activations_give_the_same_gradients(
+    build_salm: Callable[..., Any], dialogs: list[LoadedDialog]
+) -> None:
+    gradients = []
+    for recompute in (False, True):
+        model = build_salm(activation_checkpointing=recompute, freeze_params=[r"^llm\..+$"])
+        model.train()
+        torch.manual_seed(1)
+        loss_of(model, dialogs)["loss"].backward()
+        gradients.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient)
+
+
 def test_batch_of_nothing_has_no_targets_and_no_loss(model: Any) -> None:
     outputs = loss_of(model, [])
     assert (int(outputs["num_targets"]), float(outputs["loss"])) == (0, 0.0)

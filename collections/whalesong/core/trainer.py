@@ -74,6 +74,8 @@ def start_exp_manager(trainer: Trainer, config: ExpManagerConfig | None) -> Path
             _LOG.warning(line)
     # NeMo's preemption callback is for several GPUs only; `GracefulStop` works everywhere.
     arguments["create_preemption_callback"] = False
+    if config.explicit_log_dir is not None:
+        arguments |= {"exp_dir": None, "version": None}  # they would be ignored, with a complaint
     kept = _files(folder)
     log_dir = exp_manager(trainer, arguments)
     if log_dir is None:

@@ -172,5 +172,5 @@ def _run_module(module: str, *arguments: object, cwd: Path | None = None) -> Non
 
 
 def _half_the_cores() -> dict[str, str]:
-    """Models this small gain little from more threads, and wait for each other on a busy machine."""
+    """Models this small gain little from threads, which wait for each other on a busy machine."""
     return {**os.environ, "OMP_NUM_THREADS": str(max((os.cpu_count() or 2) // 2, 1))}

@@ -1,0 +1,161 @@
+"""`ArchivedModel`: a ModelPT that is saved to and restored from one self-contained `.nemo`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from nemo.core import ModelPT
+from nemo.utils.get_rank import is_global_rank_zero
+from omegaconf import DictConfig, OmegaConf
+
+from whalesong.core.archive import check_state_keys, open_archive, require_class, write_archive
+from whalesong.core.checkpoint import AtomicCheckpointIO
+from whalesong.core.errors import ArchiveError, ConfigError
+from whalesong.core.families import family_of
+from whalesong.core.fingerprint import fingerprint
+from whalesong.core.parallel import whole_state_dict
+
+
+class ArchivedModel(ModelPT):
+    """Saving and restoring, with `assets`: the content of the files that travel in the archive.
+
+    A subclass takes `(cfg, trainer, *, assets)`; with assets it builds its parts empty, without
+    them from the pretrained parts that `cfg` names.
+    """
+
+    assets: dict[str, bytes]
+
+    def save_to(self, save_path: str | Path) -> None:
+        """Write one self-contained `.nemo`; with `model.save_slim_nemo` only what was trained.
+
+        Under a sharding strategy every rank has to call it.
+        """
+        state = whole_state_dict(self)
+        slim = bool(self.cfg.get("save_slim_nemo", False))
+        base = self._frozen_names() if slim else set()
+        if is_global_rank_zero():
+            write_archive(
+                save_path,
+                config=OmegaConf.to_container(self.cfg, resolve=True),
+                tensors={name: tensor for name, tensor in state.items() if name not in base},
+                files=self.assets,
+                kind="slim" if slim else "whole",
+                metadata={"base": fingerprint({name: state[name] for name in base})}
+                if slim
+                else None,
+            )
+
+    @classmethod
+    def restore_from(
+        cls,
+        restore_path: str | Path,
+        override_config_path: DictConfig | str | None = None,
+        map_location: torch.device | str | None = None,
+        strict: bool = True,
+        return_config: bool = False,
+        save_restore_connector: Any = None,
+        trainer: Trainer | None = None,
+        validate_access_integrity: bool = True,
+    ) -> Any:
+        """Restore from a `.nemo` without a hub, without original paths, without its code.
+
+        Args:
+            restore_path: the archive.
+            override_config_path: a config (or its YAML file) merged over the one in the archive;
+                for a slim archive on another machine it tells where `pretrained_llm` and
+                `pretrained_asr` are now.
+            map_location: device of the weights; the CPU by default.
+            strict: refuse missing and unexpected weights.
+            return_config: return the config only.
+            save_restore_connector: NeMo's argument; an archive of ours needs none.
+            trainer: Lightning's trainer.
+            validate_access_integrity: NeMo's argument; checksums are always tested.
+
+        Raises:
+            ArchiveError: damaged or unsafe, of another class, other weights, another base.
+        """
+        with open_archive(restore_path) as archive:
+            require_class(archive.config, cls, path=restore_path)
+            config = OmegaConf.create(archive.config)
+            if override_config_path is not None:
+                config = OmegaConf.merge(config, _config(override_config_path))
+            if return_config:
+                return config
+            slim = archive.kind == "slim"
+            assets = None if slim else {name: archive.read_file(name) for name in archive.files}
+            model = cls(cfg=config, trainer=trainer, assets=assets)
+            tensors = archive.tensors()
+            if slim:
+                model._check_base(archive, restore_path)
+                tensors = {
+                    **{k: v for k, v in model.state_dict().items() if k not in tensors},
+                    **tensors,
+                }
+        check_state_keys(model.state_dict(), tensors, path=restore_path, strict=strict)
+        model.load_state_dict(tensors, strict=strict)
+        return model.to(map_location or "cpu").eval()
+
+    @classmethod
+    def load_from_checkpoint(
+        cls,
+        checkpoint_path: str | Path,
+        map_location: torch.device | str | None = None,
+        strict: bool = True,
+        trainer: Trainer | None = None,
+    ) -> Any:
+        """Read a Lightning checkpoint of ours without executing its pickles.
+
+        Unlike a `.nemo` it holds weights only: the pretrained parts that its config names have to
+        be where they were.
+
+        Raises:
+            CheckpointError: the file is damaged or holds more than plain data.
+        """
+        checkpoint = AtomicCheckpointIO().load_checkpoint(checkpoint_path, map_location or "cpu")
+        model = cls(checkpoint["hyper_parameters"]["cfg"], trainer)
+        model.load_state_dict(checkpoint["state_dict"], strict=strict)
+        return model.to(map_location or "cpu").eval()
+
+    def _frozen_names(self) -> set[str]:
+        """State that training leaves as it is: frozen parameters, buffers of frozen modules."""
+        trained = {
+            name for name, p in self.named_parameters(remove_duplicate=False) if p.requires_grad
+        }
+        homes = {name.rpartition(".")[0] for name in trained}
+        parameters = dict(self.named_parameters(remove_duplicate=False))
+        return {
+            name
+            for name in self.state_dict()
+            if name not in trained and (name in parameters or name.rpartition(".")[0] not in homes)
+        }
+
+    def _check_base(self, archive: Any, path: str | Path) -> None:
+        state = self.state_dict()
+        given = fingerprint({name: state[name] for name in self._frozen_names()})
+        wanted = archive.metadata.get("base")
+        if given != wanted:
+            raise ArchiveError(
+                f"{path}: was trained on frozen parts with fingerprint {wanted}, but those of "
+                f"`pretrained_llm` '{self.cfg.get('pretrained_llm')}' have {given}."
+            )
+
+
+def load(path: str | Path, *, map_location: torch.device | str | None = None) -> ArchivedModel:
+    """Restore any archive of ours as the class it names.
+
+    Raises:
+        ArchiveError: it is damaged, unsafe, or of a class that Whalesong does not know.
+    """
+    with open_archive(path) as archive:
+        target = str(archive.config.get("target"))
+    try:
+        family = family_of(target)
+    except ConfigError as error:
+        raise ArchiveError(f"{path}: target: {error}") from error
+    return family.load_class().restore_from(path, map_location=map_location)
+
+
+def _config(source: DictConfig | Mapping[str, Any] | str | Path) -> DictConfig:
+    return OmegaConf.load(source) if isinstance(source, str | Path) else OmegaConf.create(source)
