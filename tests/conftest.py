@@ -113,3 +113,23 @@ def speech_shar(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("speech") / "shar"
     write_shar(cuts, folder, fields={"recording": "flac"}, shard_size=4)
     return folder
+
+
+@pytest.fixture(scope="session")
+def small_job(salm_config: Callable[..., dict[str, Any]], speech_shar: Path) -> list[str]:
+    """Overrides that make a training of seconds of the experiment `salm_demo`."""
+    parts = salm_config()
+    return [
+        "job_type=train",
+        "job_name=salm_demo",
+        "experiment=salm_demo",
+        f"model.pretrained_llm={parts['pretrained_llm']}",
+        f"model.pretrained_asr={parts['pretrained_asr']}",
+        "model.perception.modality_adapter.hidden_dim=32",
+        "model.perception.modality_adapter.dropout=0",
+        "model.lora.lora_dropout=0",
+        "model.generation.max_new_tokens=3",
+        f"data.train_ds.shar_path={speech_shar}",
+        f"data.validation_ds.datasets.val.shar_path={speech_shar}",
+        "exp_manager.checkpoint_callback_params.save_best_model=false",
+    ]

@@ -12,28 +12,16 @@ from whalesong.core.errors import CheckpointError, ConfigError
 
 
 @pytest.fixture
-def job(
-    salm_config: Callable[..., dict[str, Any]], speech_shar: Path, tmp_path: Path
-) -> Callable[..., Any]:
+def job(small_job: list[str], tmp_path: Path) -> Callable[..., Any]:
     """Compose a small SALM training; arguments are overrides."""
-    parts = salm_config()
 
     def make(*overrides: str, logs: Path = tmp_path / "logs") -> Any:
         return compose(
             "config",
             overrides=[
-                "job_type=train",
-                "job_name=salm_demo",
-                "experiment=salm_demo",
-                f"model.pretrained_llm={parts['pretrained_llm']}",
-                f"model.pretrained_asr={parts['pretrained_asr']}",
-                "model.perception.modality_adapter.hidden_dim=32",
-                "model.lora.r=2",
+                *small_job,
                 "model.lora.lora_dropout=0.1",
-                "model.generation.max_new_tokens=3",
-                f"data.train_ds.shar_path={speech_shar}",
                 "data.train_ds.batch_size=3",
-                f"data.validation_ds.datasets.val.shar_path={speech_shar}",
                 f"exp_manager.explicit_log_dir={logs}",
                 "trainer.max_steps=6",
                 "trainer.val_check_interval=3",
@@ -69,9 +57,6 @@ def assert_equal(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) 
     assert all(torch.equal(left[name], right[name]) for name in left)
 
 
-NO_BEST = "exp_manager.checkpoint_callback_params.save_best_model=false"
-
-
 def test_run_leaves_logs_checkpoints_and_one_archive(
     job: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -89,22 +74,22 @@ def test_run_leaves_logs_checkpoints_and_one_archive(
 
 def test_resumed_run_equals_the_uninterrupted_one(job: Callable[..., Any], tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    train(job(NO_BEST, logs=whole))
+    train(job(logs=whole))
     schedule = "model.lr_scheduler.max_steps=6"
     for steps in (2, 5, 6):
-        train(job(NO_BEST, schedule, f"trainer.max_steps={steps}", logs=parts))
+        train(job(schedule, f"trainer.max_steps={steps}", logs=parts))
     assert_equal(weights(whole), weights(parts))
 
 
 def test_resume_with_other_data_is_refused(job: Callable[..., Any]) -> None:
-    train(job(NO_BEST, "trainer.max_steps=2"))
+    train(job("trainer.max_steps=2"))
     with pytest.raises(CheckpointError, match="made with another `data.train_ds.batch_size`"):
-        train(job(NO_BEST, "data.train_ds.batch_size=2"))
+        train(job("data.train_ds.batch_size=2"))
 
 
 def test_accumulated_batches_equal_one_large_batch(job: Callable[..., Any], tmp_path: Path) -> None:
     """Batches of unequal numbers of targets weigh as their targets, not as batches."""
-    still = ["model.lora.lora_dropout=0", "data.train_ds.shuffle=false", NO_BEST]
+    still = ["model.lora.lora_dropout=0", "data.train_ds.shuffle=false"]
     still += [
         "trainer.max_steps=1",
         "trainer.val_check_interval=12",
@@ -153,7 +138,7 @@ def test_overfit_repeats_one_batch_until_the_loss_is_gone(
 def test_checkpoint_loads_with_its_weights(job: Callable[..., Any], tmp_path: Path) -> None:
     from whalesong.models.salm.salm import SALM
 
-    train(job(NO_BEST, "trainer.max_steps=3"))
+    train(job("trainer.max_steps=3"))
     [path] = (tmp_path / "logs" / "checkpoints").glob("*last.ckpt")
     loaded = SALM.load_from_checkpoint(path).state_dict()
     learned = weights(tmp_path / "logs")
@@ -175,7 +160,7 @@ def test_waveform_stays_fp32_in_half_precision(
         return loss
 
     monkeypatch.setattr(LanguageModelPT, "training_step", spy)
-    train(job(NO_BEST, f"trainer.precision={precision}", "trainer.max_steps=3"))
+    train(job(f"trainer.precision={precision}", "trainer.max_steps=3"))
     assert seen == [(torch.float32, True)] * 3
 
 

@@ -4,8 +4,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -27,12 +25,9 @@ STRATEGIES = {
 
 @pytest.fixture(scope="module")
 def run(
-    salm_config: Callable[..., dict[str, Any]],
-    speech_shar: Path,
-    tmp_path_factory: pytest.TempPathFactory,
+    small_job: list[str], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], dict[str, torch.Tensor]]:
     """Train with a strategy in a real command and return what was learned."""
-    parts = salm_config()
     done: dict[str, dict[str, torch.Tensor]] = {}
 
     def train(strategy: str) -> dict[str, torch.Tensor]:
@@ -40,24 +35,10 @@ def run(
             return done[strategy]
         logs = tmp_path_factory.mktemp("logs")
         command = [
-            *(
-                sys.executable,
-                "-m",
-                "whalesong.cli",
-                "job_type=train",
-                "job_name=salm_demo",
-                "experiment=salm_demo",
-            ),
-            f"model.pretrained_llm={parts['pretrained_llm']}",
-            f"model.pretrained_asr={parts['pretrained_asr']}",
-            "model.perception.modality_adapter.hidden_dim=32",
-            "model.generation.max_new_tokens=3",
-            f"data.train_ds.shar_path={speech_shar}",
+            *(sys.executable, "-m", "whalesong.cli", *small_job),
             "data.train_ds.batch_size=2",
-            f"data.validation_ds.datasets.val.shar_path={speech_shar}",
             "data.validation_ds.batch_size=5",
             f"exp_manager.explicit_log_dir={logs}",
-            "exp_manager.checkpoint_callback_params.save_best_model=false",
             "exp_manager.seconds_to_sleep=0",
             "trainer.max_steps=3",
             "model.lr_scheduler=null",

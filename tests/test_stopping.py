@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -20,32 +19,14 @@ STEPS = 30
 
 
 @pytest.fixture(scope="module")
-def command(
-    salm_config: Callable[..., dict[str, Any]], speech_shar: Path
-) -> Callable[[Path], list[str]]:
-    parts = salm_config()
-
+def command(small_job: list[str]) -> Callable[[Path], list[str]]:
     def make(logs: Path) -> list[str]:
         return [
-            *(
-                sys.executable,
-                "-m",
-                "whalesong.cli",
-                "job_type=train",
-                "job_name=salm_demo",
-                "experiment=salm_demo",
-            ),
-            f"model.pretrained_llm={parts['pretrained_llm']}",
-            f"model.pretrained_asr={parts['pretrained_asr']}",
-            "model.perception.modality_adapter.hidden_dim=32",
+            *(sys.executable, "-m", "whalesong.cli", *small_job),
             "model.lora.lora_dropout=0.1",
-            "model.generation.max_new_tokens=3",
-            f"data.train_ds.shar_path={speech_shar}",
             "data.train_ds.batch_size=2",
             "data.train_ds.num_workers=1",
-            f"data.validation_ds.datasets.val.shar_path={speech_shar}",
             f"exp_manager.explicit_log_dir={logs}",
-            "exp_manager.checkpoint_callback_params.save_best_model=false",
             f"trainer.max_steps={STEPS}",
             "trainer.val_check_interval=5",
         ]

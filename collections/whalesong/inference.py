@@ -9,7 +9,7 @@ import torch
 from tqdm import tqdm
 
 from whalesong.core.archived_model import load
-from whalesong.core.atomic_file import atomic_write
+from whalesong.core.atomic import atomic_write
 from whalesong.core.job_config import JobConfig
 from whalesong.core.language_model import LanguageModelPT
 from whalesong.data.config import DataConfig

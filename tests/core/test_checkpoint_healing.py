@@ -254,7 +254,7 @@ def test_of_several_sharded_ones_the_newest_is_the_last(tmp_path: Path) -> None:
 
 
 def test_a_file_being_written_stays(tmp_path: Path) -> None:
-    from whalesong.core.atomic_file import atomic_write
+    from whalesong.core.atomic import atomic_write
 
     save(tmp_path, "a-last", 1)
     with atomic_write(tmp_path / "b.ckpt") as (sink, temporary):

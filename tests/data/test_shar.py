@@ -84,7 +84,7 @@ def test_bad_lines_are_named(manifest, tmp_path):
 def test_nothing_is_written_over(manifest, tmp_path):
     (tmp_path / "shar").mkdir()
     (tmp_path / "shar" / "mine.txt").write_text("keep")
-    with pytest.raises(DataError, match="shar: exists and is not empty"):
+    with pytest.raises(DataError, match="must be new or empty"):
         manifest_to_shar(manifest, tmp_path / "shar")
     with pytest.raises(DataError, match="no cuts to write"):
         write_shar([], tmp_path / "other")

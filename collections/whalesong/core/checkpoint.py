@@ -12,7 +12,7 @@ from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from omegaconf import Container, OmegaConf
 from torch import Tensor
 
-from whalesong.core.atomic_file import atomic_write
+from whalesong.core.atomic import atomic_write
 from whalesong.core.errors import CheckpointError
 from whalesong.core.healing import heal_checkpoints
 from whalesong.core.torch_file import (

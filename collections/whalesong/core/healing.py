@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from whalesong.core.atomic_file import remove_stale, sync_folder
+from whalesong.core.atomic import remove_stale, sync_folder
 from whalesong.core.torch_file import TorchFileError, check_torch_file
 
 MARKER = "-unfinished"

@@ -12,7 +12,7 @@ from lhotse import MonoCut, Recording, SupervisionSegment
 from lhotse.shar import SharWriter
 from tqdm.auto import tqdm
 
-from whalesong.core.atomic_path import atomic_folder
+from whalesong.core.atomic import atomic_folder
 from whalesong.core.errors import ConfigError
 from whalesong.corpora.espeak import Synthesizer
 from whalesong.corpora.grammar import Split, sample_sentences

@@ -2,10 +2,8 @@
 
 import io
 import os
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from lhotse.shar import SharWriter
 from lhotse.utils import fastcopy
 from tqdm import tqdm
 
+from whalesong.core.atomic import atomic_folder
 from whalesong.core.errors import DataError
 from whalesong.data.audio import read_audio
 from whalesong.data.conversation import transcript
@@ -46,7 +45,7 @@ def write_shar(
 ) -> SharSummary:
     """Write cuts and their data into a new shar folder.
 
-    The folder appears when all is written; a killed run leaves `.<name>.unfinished` beside it,
+    The folder appears when all is written; a killed run leaves a hidden folder beside it,
     which the next run replaces.
 
     Args:
@@ -59,7 +58,7 @@ def write_shar(
     """
     target = Path(folder)
     count, seconds = 0, 0.0
-    with _new_folder(target) as unfinished:
+    with atomic_folder(target) as unfinished:
         writer = SharWriter(
             str(unfinished), fields=dict(fields or {"recording": "flac"}), shard_size=shard_size
         )
@@ -156,21 +155,3 @@ def _renamed(cut: MonoCut, id: str) -> MonoCut:
     segments = [fastcopy(segment, id=id, recording_id=id) for segment in cut.supervisions]
     recording = fastcopy(cut.recording, id=id)
     return fastcopy(cut, id=id, recording=recording, supervisions=segments)
-
-
-@contextmanager
-def _new_folder(target: Path) -> Iterator[Path]:
-    """A folder to write into that takes the target's name when the block ends well."""
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise DataError(f"{target}: exists and is not empty; nothing is written over it.")
-    unfinished = target.parent / f".{target.name}.unfinished"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    try:
-        yield unfinished
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
-    if target.exists():
-        target.rmdir()
-    os.replace(unfinished, target)

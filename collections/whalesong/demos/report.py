@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from whalesong.core.atomic_path import atomic_file
+from whalesong.core.atomic import atomic_path
 
 CURVES = {"loss": "training loss", "val_loss": "validation loss", "val_wer": "validation WER"}
 
@@ -24,7 +24,7 @@ def write_report(folder: Path, *, logs: Path) -> None:
         summary=html.escape((folder / "summary.txt").read_text()),
         rows="\n".join(_table_row(folder, number, row) for number, row in enumerate(rows[:10], 1)),
     )
-    with atomic_file(folder / "report.html") as path:
+    with atomic_path(folder / "report.html") as path:
         path.write_text(page, encoding="utf-8")
 
 

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from whalesong.demos.stages import Stage, run_stages
+from whalesong.demos.stages import Stage, peak_memory_gib, run_stages
 
 NUM_VALIDATION = 60
 
@@ -28,9 +28,9 @@ class SalmDemo:
     """
 
     folder: Path
-    num_train: int = 3000
+    num_train: int = 5000
     num_test: int = 300
-    asr_steps: int = 700
+    asr_steps: int = 900
     llm_steps: int = 700
     overrides: Sequence[str] = ()
 
@@ -53,6 +53,7 @@ class SalmDemo:
             ]
         )
         print(self.summary.read_text(), end="")
+        print(f"Peak memory of the largest process: {peak_memory_gib():.1f} GiB")
         print(f"Report: {self.report}\nModel:  {self.archive}")
         print(
             f"Next:   xlm job_type=predict predict.ckpt_path={self.archive} "

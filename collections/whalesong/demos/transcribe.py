@@ -11,10 +11,9 @@ from typing import Any, NoReturn
 import soundfile
 
 import whalesong
-from whalesong.core.atomic_path import atomic_file
+from whalesong.core.atomic import atomic_path
 from whalesong.data.config import DataConfig
 from whalesong.data.datamodule import LanguageDataModule
-from whalesong.demos.stages import peak_memory_gib
 from whalesong.experiment import quiet_libraries
 from whalesong.inference import generate_rows, write_json_lines
 from whalesong.metrics.text import word_error_rate
@@ -33,7 +32,7 @@ def main(archive: Path, folder: Path) -> None:
     untrained = whalesong.SALM(trained.cfg, assets=trained.assets).eval()
     copy_pretrained(trained, untrained)
     before = transcribe(untrained, folder / "corpus" / "test", "untrained")
-    with atomic_file(folder / "summary.txt") as path:
+    with atomic_path(folder / "summary.txt") as path:
         path.write_text(summary(rows, before))
 
 
@@ -67,7 +66,6 @@ def summary(rows: list[dict[str, Any]], before: list[dict[str, Any]]) -> str:
     return (
         f"WER on {len(rows)} utterances of unseen voices: {100 * rate(rows):.2f} %\n"
         f"WER of the untrained model:              {100 * rate(before):.2f} %\n"
-        f"Peak memory of this process:             {peak_memory_gib():.1f} GiB\n"
     )
 
 

@@ -18,7 +18,7 @@ from nemo.utils import logging as nemo_logging
 from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import DataLoader, Dataset
 
-from whalesong.core.atomic_path import atomic_file
+from whalesong.core.atomic import atomic_path
 from whalesong.core.errors import DataError
 
 SAMPLE_RATE = 16000
@@ -372,6 +372,6 @@ def _quiet() -> Iterator[None]:
 
 
 def _save(model: EncDecCTCModelBPE, output: str | Path) -> Path:
-    with atomic_file(output) as partial:
+    with atomic_path(output) as partial:
         model.save_to(str(partial))
     return Path(output)

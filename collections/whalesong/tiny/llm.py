@@ -22,7 +22,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from whalesong.core.atomic_path import atomic_folder
+from whalesong.core.atomic import atomic_folder
 from whalesong.core.errors import ConfigError
 from whalesong.tiny.tokenizer import train_tokenizer
 

@@ -17,7 +17,7 @@ from whalesong.core.archive.manifest import (
     writer_version,
 )
 from whalesong.core.archive.tensors import TensorStream
-from whalesong.core.atomic_file import Sink, atomic_write
+from whalesong.core.atomic import Sink, atomic_write
 from whalesong.core.errors import ArchiveError
 from whalesong.core.instantiate import refuse_remote_code
 

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
 from whalesong.core.archive import check_state_keys
-from whalesong.core.atomic_path import atomic_folder
+from whalesong.core.atomic import atomic_folder
 from whalesong.core.errors import ConfigError
 from whalesong.models.salm.config import PERCEPTION, SALMConfig
 from whalesong.modules.llm import llm_from_config

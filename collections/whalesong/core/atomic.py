@@ -1,4 +1,4 @@
-"""Files that are either wholly old or wholly new, whatever kills the writer."""
+"""Files and folders that are either wholly old or wholly new, whatever kills the writer."""
 
 import errno
 import fcntl
@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from whalesong.core.errors import UserError
+from whalesong.core.errors import DataError, UserError
 
 UNFINISHED_SUFFIX = ".writing"
 """Ending of the temporary files of `atomic_write`; readers of checkpoints do not look at it."""
@@ -98,6 +98,43 @@ def atomic_write(
     sync_folder(path.parent)
 
 
+@contextmanager
+def atomic_folder(folder: str | Path) -> Iterator[Path]:
+    """Give an empty folder to write in, which becomes `folder` when the block ends without error.
+
+    The work happens in a hidden sibling, so that a killed run leaves nothing under the final
+    name; the next run for the same name clears what it left.
+
+    Raises:
+        DataError: if `folder` exists and is not an empty folder.
+    """
+    folder = Path(folder).absolute()
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise DataError(f"The output folder must be new or empty, but {folder} is not.")
+    partial = _partial_path(folder)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        os.rename(partial, folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Give a path to write at, which replaces `path` when the block ends without error."""
+    path = Path(path).absolute()
+    partial = _partial_path(path)
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def remove_stale(folder: str | Path) -> list[Path]:
     """Delete the temporary files that killed processes left in `folder`; returns their paths.
 
@@ -138,3 +175,8 @@ def _full_disk(path: Path, need: int) -> str:
 
 def _megabytes(size: int) -> str:
     return f"{size / 1e6:,.1f} MB"
+
+
+def _partial_path(path: Path) -> Path:
+    # The suffix stays, because writers such as NeMo's pick the format by it.
+    return path.with_name(f".partial-{path.name}")

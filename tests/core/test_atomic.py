@@ -1,6 +1,6 @@
 import pytest
 
-from whalesong.core.atomic_path import atomic_file, atomic_folder
+from whalesong.core.atomic import atomic_folder, atomic_path
 
 
 def test_a_folder_appears_when_the_block_ends(tmp_path):
@@ -22,7 +22,7 @@ def test_an_error_leaves_no_folder(tmp_path):
 def test_a_file_is_replaced_when_the_block_ends(tmp_path):
     target = tmp_path / "model.nemo"
     target.write_text("old")
-    with atomic_file(target) as partial:
+    with atomic_path(target) as partial:
         partial.write_text("new")
         assert target.read_text() == "old"
         assert partial.suffix == ".nemo"
@@ -32,7 +32,7 @@ def test_a_file_is_replaced_when_the_block_ends(tmp_path):
 def test_an_error_keeps_the_old_file(tmp_path):
     target = tmp_path / "model.nemo"
     target.write_text("old")
-    with pytest.raises(RuntimeError), atomic_file(target) as partial:
+    with pytest.raises(RuntimeError), atomic_path(target) as partial:
         partial.write_text("half")
         raise RuntimeError
     assert target.read_text() == "old"
