@@ -74,7 +74,7 @@ def train(cfg: DictConfig, job: JobConfig) -> None:
     model.seed = job.seed if job.seed is not None else data_config.train_ds.seed
     trainer.fit(model, data)
     if trainer.is_global_zero and log_dir is not None:
-        report_training(log_dir, trainer.callback_metrics)
+        report_training(log_dir, trainer.callback_metrics, question=data_config.default_context)
 
 
 def check_training(cfg: DictConfig) -> tuple[Family, DataConfig]:
@@ -158,20 +158,25 @@ def resume_hint(job: JobConfig) -> str:
     return f"To go on: {command} exp_manager.resume_if_exists=true"
 
 
-def report_training(log_dir: Path, metrics: dict[str, Any]) -> None:
-    """Tell what came out and what to do next."""
-    values = ", ".join(
-        f"{key} {float(value):.4f}" for key, value in sorted(metrics.items()) if "val_" in key
-    )
+def report_training(log_dir: Path, metrics: dict[str, Any], *, question: str | None) -> None:
+    """Tell what came out and what to do next.
+
+    Args:
+        log_dir: exp_manager's log folder.
+        metrics: the trainer's last values; those over all validation sets are shown.
+        question: `data.default_context`, which an evaluation has to ask, too.
+    """
+    overall = {key: float(metrics[key]) for key in sorted(metrics) if key.count("_") == 1}
+    values = ", ".join(f"{key} {overall[key]:.4f}" for key in overall if key.startswith("val_"))
     print(f"\nTrained. {values}")
     print(f"Logs:    {log_dir}    (tensorboard --logdir {log_dir})")
     archives = sorted((log_dir / "checkpoints").glob("*.nemo"))
     if archives:
         print(f"Archive: {archives[-1]}")
-        print(
-            f"Next:    xlm job_type=eval eval.ckpt_path={archives[-1]} "
-            "data.test_ds.shar_path=FOLDER"
-        )
+        command = ["xlm", "job_type=eval", f"eval.ckpt_path={archives[-1]}"]
+        if question is not None:
+            command.append(f"data.default_context={question}")
+        print(f"Next:    {shlex.join(command)} data.test_ds.shar_path=FOLDER")
 
 
 def quiet_libraries() -> None:

@@ -12,11 +12,7 @@ import soundfile
 
 import whalesong
 from whalesong.core.atomic import atomic_path
-from whalesong.data.config import DataConfig
-from whalesong.data.datamodule import LanguageDataModule
 from whalesong.experiment import quiet_libraries
-from whalesong.inference import generate_rows, write_json_lines
-from whalesong.metrics.text import word_error_rate
 
 NUM_EXAMPLES = 10
 
@@ -24,7 +20,9 @@ NUM_EXAMPLES = 10
 def main(archive: Path, folder: Path) -> None:
     """Write `test.jsonl`, ten examples with audio and `summary.txt` into the demo's folder."""
     block_network()
-    quiet_libraries()
+    quiet_libraries()  # before anything imports NeMo
+    from whalesong.inference import write_json_lines
+
     trained = whalesong.load(archive)
     rows = transcribe(trained, folder / "corpus" / "test", "trained")
     write_json_lines(folder / "test.jsonl", rows)
@@ -38,6 +36,8 @@ def main(archive: Path, folder: Path) -> None:
 
 def transcribe(model: Any, shar: Path, description: str) -> list[dict[str, Any]]:
     """Rows with id, reference, hypothesis and WER for a shar folder."""
+    from whalesong.inference import generate_rows
+
     loader = _data(model, shar).test_dataloader()[0]
     return list(generate_rows(model, loader, description=description))
 
@@ -71,6 +71,8 @@ def summary(rows: list[dict[str, Any]], before: list[dict[str, Any]]) -> str:
 
 def rate(rows: list[dict[str, Any]]) -> float:
     """Word error rate of all rows together."""
+    from whalesong.metrics.text import word_error_rate
+
     return word_error_rate([r["reference"] for r in rows], [r["hypothesis"] for r in rows])
 
 
@@ -85,7 +87,10 @@ def block_network() -> None:
     socket.getaddrinfo = refuse
 
 
-def _data(model: Any, shar: Path) -> LanguageDataModule:
+def _data(model: Any, shar: Path) -> Any:
+    from whalesong.data.config import DataConfig
+    from whalesong.data.datamodule import LanguageDataModule
+
     config = DataConfig(
         default_context="Repeat after me:",
         test_ds={"shar_path": str(shar), "batch_size": 50, "num_workers": 0},
