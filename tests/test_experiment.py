@@ -189,6 +189,15 @@ def test_bad_job_gets_one_line(job: Callable[..., Any], override: str, message: 
         train(job(override))
 
 
+def test_older_form_of_the_optimizer_section_trains(
+    job: Callable[..., Any], tmp_path: Path
+) -> None:
+    older = "model.optim={name: adamw, lr: 0.01, sched: {name: CosineAnnealing, warmup_steps: 1}}"
+    train(job("model.optimizer=null", "model.lr_scheduler=null", older, "trainer.max_steps=3"))
+    learned = weights(tmp_path / "logs")
+    assert any(tensor.abs().max() > 1e-3 for name, tensor in learned.items() if "lora_B" in name)
+
+
 def test_training_needs_an_optimizer(job: Callable[..., Any]) -> None:
     with pytest.raises(ConfigError, match="`model.optimizer` is mandatory for training"):
         train(job("model.optimizer=null"))

@@ -5,7 +5,7 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -15,7 +15,8 @@ from whalesong.core.job_config import JobConfig, check_job
 from whalesong.core.schema import validate
 from whalesong.data.config import DataConfig
 
-_LOG = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from whalesong.data.datamodule import LanguageDataModule
 
 
 def run(cfg: DictConfig) -> None:
@@ -74,7 +75,7 @@ def train(cfg: DictConfig, job: JobConfig) -> None:
     model.seed = job.seed if job.seed is not None else data_config.train_ds.seed
     trainer.fit(model, data)
     if trainer.is_global_zero and log_dir is not None:
-        report_training(log_dir, trainer.callback_metrics, question=data_config.default_context)
+        report_training(log_dir, trainer.callback_metrics, data=data)
 
 
 def check_training(cfg: DictConfig) -> tuple[Family, DataConfig]:
@@ -158,23 +159,25 @@ def resume_hint(job: JobConfig) -> str:
     return f"To go on: {command} exp_manager.resume_if_exists=true"
 
 
-def report_training(log_dir: Path, metrics: dict[str, Any], *, question: str | None) -> None:
+def report_training(log_dir: Path, metrics: dict[str, Any], *, data: "LanguageDataModule") -> None:
     """Tell what came out and what to do next.
 
     Args:
         log_dir: exp_manager's log folder.
-        metrics: the trainer's last values; those over all validation sets are shown.
-        question: `data.default_context`, which an evaluation has to ask, too.
+        metrics: the trainer's last values; a single validation set is not told twice.
+        data: names the validation sets, and the question that an evaluation has to ask, too.
     """
-    overall = {key: float(metrics[key]) for key in sorted(metrics) if key.count("_") == 1}
-    values = ", ".join(f"{key} {overall[key]:.4f}" for key in overall if key.startswith("val_"))
+    single = f"_{data.val_names[0]}" if len(data.val_names) == 1 else None
+    shown = [key for key in sorted(metrics) if key.startswith("val_")]
+    shown = [key for key in shown if single is None or not key.endswith(single)]
+    values = ", ".join(f"{key} {float(metrics[key]):.4f}" for key in shown)
     print(f"\nTrained. {values}")
     print(f"Logs:    {log_dir}    (tensorboard --logdir {log_dir})")
     archives = sorted((log_dir / "checkpoints").glob("*.nemo"))
     if archives:
         print(f"Archive: {archives[-1]}")
         command = ["xlm", "job_type=eval", f"eval.ckpt_path={archives[-1]}"]
-        if question is not None:
+        if (question := data.config.default_context) is not None:
             command.append(f"data.default_context={question}")
         print(f"Next:    {shlex.join(command)} data.test_ds.shar_path=FOLDER")
 

@@ -5,6 +5,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field
 
 from whalesong.core.schema import Schema
+from whalesong.core.trainer_config import OptimConfig
 
 PERCEPTION = "nemo.collections.speechlm2.modules.perception.AudioPerceptionModule"
 
@@ -106,5 +107,5 @@ class SALMConfig(Schema):
     """Archives hold only what was trained, with name and fingerprint of the frozen parts."""
     optimizer: TargetConfig | None = None
     lr_scheduler: TargetConfig | None = None
-    optim: dict[str, Any] | None = None
+    optim: OptimConfig | None = None
     """NeMo's older form of the two: `{name, lr, ..., sched: {name, ...}}`."""
