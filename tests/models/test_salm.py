@@ -350,6 +350,31 @@ def test_slim_archive_needs_exactly_its_base(
         SALM.restore_from(tmp_path / "slim.nemo", override_config_path={"pretrained_llm": other})
 
 
+def test_slim_archive_without_a_trained_weight_is_refused(
+    build_salm: Callable[..., Any], tmp_path: Path
+) -> None:
+    from omegaconf import OmegaConf
+
+    from whalesong.core.archive import open_archive, write_archive
+    from whalesong.models.salm.salm import SALM
+
+    model = build_salm(save_slim_nemo=True)
+    model.save_to(tmp_path / "slim.nemo")
+    with open_archive(tmp_path / "slim.nemo") as archive:
+        tensors, metadata = archive.tensors(), archive.metadata
+    removed = next(name for name in tensors if "lora_B" in name)
+    write_archive(
+        tmp_path / "x.nemo",
+        config=OmegaConf.to_container(model.cfg),
+        tensors={name: tensor for name, tensor in tensors.items() if name != removed},
+        files=model.assets,
+        kind="slim",
+        metadata=metadata,
+    )
+    with pytest.raises(ArchiveError, match=f"lacks the weight `{removed}`"):
+        SALM.restore_from(tmp_path / "x.nemo")
+
+
 def test_archive_with_other_weights_is_refused(model: Any, tmp_path: Path) -> None:
     from omegaconf import OmegaConf
 

@@ -9,8 +9,15 @@ from lightning.pytorch import Trainer
 from nemo.core import ModelPT
 from nemo.utils.get_rank import is_global_rank_zero
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
-from whalesong.core.archive import check_state_keys, open_archive, require_class, write_archive
+from whalesong.core.archive import (
+    Archive,
+    check_state_keys,
+    open_archive,
+    require_class,
+    write_archive,
+)
 from whalesong.core.checkpoint import AtomicCheckpointIO
 from whalesong.core.errors import ArchiveError, ConfigError
 from whalesong.core.families import family_of
@@ -83,17 +90,28 @@ class ArchivedModel(ModelPT):
                 config = OmegaConf.merge(config, _config(override_config_path))
             if return_config:
                 return config
-            slim = archive.kind == "slim"
-            assets = None if slim else {name: archive.read_file(name) for name in archive.files}
-            model = cls(cfg=config, trainer=trainer, assets=assets)
-            tensors = archive.tensors()
-            if slim:
-                model._check_base(archive, restore_path)
-                tensors = {
-                    **{k: v for k, v in model.state_dict().items() if k not in tensors},
-                    **tensors,
-                }
-        check_state_keys(model.state_dict(), tensors, path=restore_path, strict=strict)
+            return cls._from_archive(
+                archive, config, map_location=map_location, strict=strict, trainer=trainer
+            )
+
+    @classmethod
+    def _from_archive(
+        cls,
+        archive: Archive,
+        config: DictConfig,
+        *,
+        map_location: torch.device | str | None = None,
+        strict: bool = True,
+        trainer: Trainer | None = None,
+    ) -> Any:
+        """Build the model of an open, tested archive and fill in its weights."""
+        slim = archive.kind == "slim"
+        assets = None if slim else {name: archive.read_file(name) for name in archive.files}
+        model = cls(cfg=config, trainer=trainer, assets=assets)
+        tensors = archive.tensors()
+        if slim:
+            tensors = {**model._checked_base(archive), **tensors}
+        check_state_keys(model.state_dict(), tensors, path=archive.path, strict=strict)
         model.load_state_dict(tensors, strict=strict)
         return model.to(map_location or "cpu").eval()
 
@@ -131,15 +149,17 @@ class ArchivedModel(ModelPT):
             if name not in trained and (name in parameters or name.rpartition(".")[0] not in homes)
         }
 
-    def _check_base(self, archive: Any, path: str | Path) -> None:
+    def _checked_base(self, archive: Archive) -> dict[str, Tensor]:
+        """The frozen weights, which a slim archive lacks, when they are those it was trained on."""
         state = self.state_dict()
-        given = fingerprint({name: state[name] for name in self._frozen_names()})
-        wanted = archive.metadata.get("base")
+        base = {name: state[name] for name in self._frozen_names()}
+        given, wanted = fingerprint(base), archive.metadata.get("base")
         if given != wanted:
             raise ArchiveError(
-                f"{path}: was trained on frozen parts with fingerprint {wanted}, but those of "
-                f"`pretrained_llm` '{self.cfg.get('pretrained_llm')}' have {given}."
+                f"{archive.path}: was trained on frozen parts with fingerprint {wanted}, but those "
+                f"of `pretrained_llm` '{self.cfg.get('pretrained_llm')}' have {given}."
             )
+        return base
 
 
 def load(path: str | Path, *, map_location: torch.device | str | None = None) -> ArchivedModel:
@@ -149,12 +169,12 @@ def load(path: str | Path, *, map_location: torch.device | str | None = None) ->
         ArchiveError: it is damaged, unsafe, or of a class that Whalesong does not know.
     """
     with open_archive(path) as archive:
-        target = str(archive.config.get("target"))
-    try:
-        family = family_of(target)
-    except ConfigError as error:
-        raise ArchiveError(f"{path}: target: {error}") from error
-    return family.load_class().restore_from(path, map_location=map_location)
+        try:
+            family = family_of(str(archive.config.get("target")))
+        except ConfigError as error:
+            raise ArchiveError(f"{path}: target: {error}") from error
+        config = OmegaConf.create(archive.config)
+        return family.load_class()._from_archive(archive, config, map_location=map_location)
 
 
 def _config(source: DictConfig | Mapping[str, Any] | str | Path) -> DictConfig:

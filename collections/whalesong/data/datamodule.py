@@ -216,7 +216,7 @@ def fingerprint(config: DataConfig) -> dict[str, str]:
     """A digest of every key that decides which batches are trained on."""
     keys = config.train_ds.model_dump(exclude=set(FREE_KEYS), exclude_defaults=True)
     keys = {f"train_ds.{key}": value for key, value in keys.items()}
-    keys["on_bad_cut"] = config.on_bad_cut
+    keys |= {"on_bad_cut": config.on_bad_cut, "default_context": config.default_context}
     return {
         key: hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
         for key, value in keys.items()
