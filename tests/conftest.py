@@ -1,4 +1,4 @@
-"""Real parts for all tests, made once per session: a tiny ASR `.nemo`, LLM folders and SALM."""
+"""Real parts for all tests, made once per session: tiny pretrained parts, data, and models."""
 
 import logging
 import os
@@ -133,3 +133,109 @@ def small_job(salm_config: Callable[..., dict[str, Any]], speech_shar: Path) -> 
         f"data.validation_ds.datasets.val.shar_path={speech_shar}",
         "exp_manager.checkpoint_callback_params.save_best_model=false",
     ]
+
+
+@pytest.fixture(scope="session")
+def tones() -> list[Any]:
+    """Twelve clips of two notes each, mono at 16 kHz, from half a second on."""
+    import numpy as np
+
+    clips = []
+    for index in range(12):
+        time = np.arange(8000 + 640 * index) / 16000
+        low, high = 110 * 2 ** (index / 12), 440 * 2 ** (index / 12)
+        clip = np.sin(2 * np.pi * low * time) + 0.5 * np.sin(2 * np.pi * high * time)
+        clips.append((0.3 * clip * np.exp(-2 * (time % 0.25))).astype(np.float32))
+    return clips
+
+
+@pytest.fixture(scope="session")
+def mel_rvq(tones: list[Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A codec of 3 codebooks of 32 ids at 50 frames/s, fitted on the tones."""
+    import torch
+
+    from whalesong.modules.codec.files import save_codec
+    from whalesong.modules.codec.mel_rvq import MelRVQSizes, fit_mel_rvq
+
+    path = tmp_path_factory.mktemp("codec") / "codec.safetensors"
+    sizes = MelRVQSizes(num_codebooks=3, codebook_size=32)
+    save_codec(fit_mel_rvq([torch.from_numpy(clip) for clip in tones], sizes, seed=0), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def music_shar(tones: list[Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tones with captions and a tempo, as lhotse shar."""
+    import io
+
+    import soundfile
+    from lhotse import Recording, SupervisionSegment
+
+    from whalesong.data.shar import write_shar
+
+    cuts = []
+    for index, clip in enumerate(tones):
+        data = io.BytesIO()
+        soundfile.write(data, clip, 16000, format="WAV")
+        cut = Recording.from_bytes(data.getvalue(), recording_id=f"clip{index}").to_cut()
+        text = f"{'slow' if index % 2 else 'fast'} tone number {index}"
+        segment = SupervisionSegment(f"clip{index}", f"clip{index}", 0, cut.duration, text=text)
+        cut.id, cut.supervisions, cut.custom = f"clip{index}", [segment], {"tempo": 60 + 5 * index}
+        cuts.append(cut)
+    folder = tmp_path_factory.mktemp("music") / "shar"
+    write_shar(cuts, folder, fields={"recording": "flac"}, shard_size=4)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def codec_lm_config(mel_rvq: Path) -> Callable[..., dict[str, Any]]:
+    """The `model` section of a tiny codec LM; `lm`'s keys and other keys can be replaced."""
+
+    def config(lm: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
+        section = {
+            "sample_rate": 16000,
+            "pretransform": {"type": "mel_rvq", "config": {"model_path": str(mel_rvq)}},
+            "lm": {
+                "type": "continuous_transformer",
+                "config": {
+                    "embed_dim": 64,
+                    "depth": 2,
+                    "dim_heads": 32,
+                    "zero_init_branch_outputs": False,
+                },
+                "codebook_pattern": "delay",
+                "cross_attention_cond_ids": ["text"],
+                **(lm or {}),
+            },
+            "conditioning": {
+                "cond_dim": 64,
+                "configs": [
+                    {"id": "text", "type": "text", "config": {"max_length": 32, "width": 32}},
+                    {"id": "prompt", "type": "audio_prompt", "config": {"max_seconds": 0.2}},
+                    {"id": "tempo", "type": "number", "config": {"min_val": 40, "max_val": 200}},
+                ],
+            },
+            "generation": {"seconds": 0.5, "top_k": 0},
+            "optimizer": {"_target_": "torch.optim.AdamW", "lr": 1e-3},
+        }
+        section.update(changes)
+        return {key: value for key, value in section.items() if value is not None}
+
+    return config
+
+
+@pytest.fixture(scope="session")
+def build_codec_lm(codec_lm_config: Callable[..., dict[str, Any]]) -> Callable[..., Any]:
+    """A tiny codec LM with fixed weights."""
+    import torch
+    from nemo.utils import logging as nemo_logging
+
+    from whalesong.models.codec_lm.codec_lm import CodecLMModel
+
+    nemo_logging.setLevel(logging.ERROR)
+
+    def build(lm: dict[str, Any] | None = None, **changes: Any) -> CodecLMModel:
+        torch.manual_seed(0)
+        return CodecLMModel(codec_lm_config(lm, **changes)).eval()
+
+    return build

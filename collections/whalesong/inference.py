@@ -1,24 +1,21 @@
-"""Using a trained model: evaluate it on a test set, or ask it about audio files."""
+"""Using a trained model: evaluate it on test sets, or let it answer a request."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from whalesong.core.archived_model import load
 from whalesong.core.atomic import atomic_write
 from whalesong.core.job_config import JobConfig
-from whalesong.core.language_model import LanguageModelPT
 from whalesong.data.config import DataConfig
 from whalesong.data.datamodule import LanguageDataModule, check_inputs
-from whalesong.metrics.text import word_edits, word_error_rate
 
 
 def evaluate(archive: Path, config: DataConfig, job: JobConfig) -> None:
-    """Generate for every example of `data.test_ds`, write JSON lines, print the word error rate."""
+    """Evaluate on each set of `data.test_ds`, write JSON lines, print a summary of each."""
     check_inputs(config, ("test_ds",))
     model = load(archive, map_location=device(job))
     data = LanguageDataModule(
@@ -28,57 +25,19 @@ def evaluate(archive: Path, config: DataConfig, job: JobConfig) -> None:
     )
     data.setup("test")
     for name, loader in zip(data.test_names, data.test_dataloader(), strict=True):
-        rows = list(generate_rows(model, loader, description=name))
+        evaluation = model.evaluate(loader, description=name)
         output = _output_file(job, archive, name, len(data.test_names))
-        write_json_lines(output, rows)
-        rate = word_error_rate([r["reference"] for r in rows], [r["hypothesis"] for r in rows])
-        print(f"{name}: WER {100 * rate:.2f} % over {len(rows)} examples; written to {output}")
-
-
-def generate_rows(
-    model: LanguageModelPT, loader: Iterable[Any], *, description: str = "generating"
-) -> Iterator[dict[str, Any]]:
-    """One row for each example of a loader: id, reference, hypothesis and its own WER."""
-    for batch in tqdm(loader, desc=description, unit="batch"):
-        batch = model.transfer_batch_to_device(batch, model.device, 0)
-        preds = model.parts.predictor.predict(batch)
-        for row in model.parts.predictor.to_dict(batch, preds):
-            edits = word_edits([row["reference"]], [row["hypothesis"]])
-            yield {**row, "wer": round(edits.rate, 4)}
+        write_json_lines(output, evaluation.rows)
+        print(f"{name}: {evaluation.summary}; written to {output}")
 
 
 def predict(archive: Path, job: JobConfig) -> None:
-    """Answer prompts about audio files; the answers go to the terminal or to a file."""
+    """Answer the request of the job; the model prints, or the answers go to a file."""
     model = load(archive, map_location=device(job))
-    stream = job.predict.output_file is None
-    rows = list(_answers(model, job.predict.audio, job.predict.prompts, stream=stream))
+    rows = list(model.answer(job.predict))
     if job.predict.output_file is not None:
         write_json_lines(Path(job.predict.output_file), rows)
         print(f"{len(rows)} answers written to {job.predict.output_file}")
-
-
-def _answers(
-    model: Any, audio: list[str], prompts: list[str], *, stream: bool
-) -> Iterator[dict[str, Any]]:
-    """Ask one by one, so that each answer can be read while it is produced."""
-    count = max(len(audio), len(prompts))
-    for index in range(count):
-        prompt = prompts[index % len(prompts)] if prompts else ""
-        turn: dict[str, Any] = {"role": "user", "content": prompt}
-        if audio:
-            turn["audio"] = [audio[index]]
-            if model.audio_locator_tag not in prompt:
-                turn["content"] = f"{prompt} {model.audio_locator_tag}".strip()
-        row = {"audio": audio[index] if audio else None, "prompt": prompt}
-        if stream:
-            print(f"{audio[index] if audio else prompt}: ", end="", flush=True)
-        yield {**row, "answer": model.generate([[turn]], on_text=_printer(stream))[0]}
-        if stream:
-            print()
-
-
-def _printer(stream: bool) -> Any:
-    return (lambda row, text: print(text, end="", flush=True)) if stream else None
 
 
 def device(job: JobConfig) -> torch.device:

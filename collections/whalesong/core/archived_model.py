@@ -19,6 +19,7 @@ from whalesong.core.archive import (
     write_archive,
 )
 from whalesong.core.checkpoint import AtomicCheckpointIO
+from whalesong.core.ema import averaged_state
 from whalesong.core.errors import ArchiveError, ConfigError
 from whalesong.core.families import family_of
 from whalesong.core.fingerprint import fingerprint
@@ -37,9 +38,10 @@ class ArchivedModel(ModelPT):
     def save_to(self, save_path: str | Path) -> None:
         """Write one self-contained `.nemo`; with `model.save_slim_nemo` only what was trained.
 
-        Under a sharding strategy every rank has to call it.
+        In a training that keeps a moving average (`exp_manager.ema`) it holds the averages. Under
+        a sharding strategy every rank has to call it.
         """
-        state = whole_state_dict(self)
+        state = {**whole_state_dict(self), **averaged_state(self)}
         slim = bool(self.cfg.get("save_slim_nemo", False))
         base = self._frozen_names() if slim else set()
         if is_global_rank_zero():

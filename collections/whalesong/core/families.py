@@ -33,6 +33,11 @@ class Family:
 
 FAMILIES = (
     Family("SALM", "whalesong.models.salm.salm.SALM", "whalesong.models.salm.config.SALMConfig"),
+    Family(
+        "CodecLMModel",
+        "whalesong.models.codec_lm.codec_lm.CodecLMModel",
+        "whalesong.models.codec_lm.config.CodecLMConfig",
+    ),
 )
 
 

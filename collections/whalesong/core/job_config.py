@@ -1,5 +1,6 @@
 """The schema of a whole job: what every config may hold, whatever model it names."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -33,8 +34,27 @@ class PredictConfig(Schema):
     """Audio files to answer about, in the order of the prompts."""
     prompts: list[str] = []
     """Prompts: one for all audio files, or one each; the model's own prompt if empty."""
+    conditions: list[dict[str, Any]] = []
+    """For models of sound: the conditions of each answer by their ids; `{}` asks for nothing."""
+    begin: list[str] = []
+    """For models of sound: audio files that the answers go on from, one for all or one each."""
+    generation: dict[str, Any] = {}
+    """For models of sound: keys of `model.generation`, `seed` and `num_candidates`."""
+    output_dir: str | None = None
+    """For models of sound: the folder of the wav files that come out."""
     output_file: str | None = None
     """Where to write one JSON line per answer; to the terminal if null."""
+
+
+def check_unused(request: PredictConfig, keys: Sequence[str], *, family: str) -> None:
+    """Refuse keys of a request that a family does not know.
+
+    Raises:
+        ConfigError: one of them has a value.
+    """
+    for key in keys:
+        if getattr(request, key):
+            raise ConfigError(f"`predict.{key}` is not for {family}, but is set.")
 
 
 class JobConfig(Schema):

@@ -1,7 +1,7 @@
 """`LanguageModelPT`: the one ModelPT that runs the four parts of any family."""
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -13,9 +13,10 @@ from whalesong.core.archived_model import ArchivedModel
 from whalesong.core.checkpoint import plain_hyper_parameters, refuse_non_finite
 from whalesong.core.errors import ConfigError
 from whalesong.core.instantiate import allow_whalesong_targets
+from whalesong.core.job_config import PredictConfig
 from whalesong.core.optim import build_optimizer
 from whalesong.core.parallel import shard
-from whalesong.core.parts import Batch, Parts
+from whalesong.core.parts import Batch, Evaluation, Parts
 from whalesong.core.schema import Schema, validate
 from whalesong.core.seeding import mix
 from whalesong.core.totals import EvaluationTotals
@@ -109,7 +110,7 @@ class LanguageModelPT(ArchivedModel):
         if self.cfg.get("optimizer") is not None:
             schedule = self.cfg.get("lr_scheduler")
             return build_optimizer(
-                self.parameters(),
+                self,
                 optimizer=OmegaConf.to_container(self.cfg.optimizer),
                 lr_scheduler=None if schedule is None else OmegaConf.to_container(schedule),
                 max_steps=self.trainer.max_steps,
@@ -175,13 +176,17 @@ class LanguageModelPT(ArchivedModel):
 
     def _start_totals(self, num_batches: Any) -> None:
         count = len(num_batches) if isinstance(num_batches, list) else 1
-        self._totals = [EvaluationTotals(self.parts.metrics) for _ in range(count)]
+        parts = self.parts
+        self._totals = [
+            EvaluationTotals(parts.metrics, loss_metrics=parts.loss_metrics) for _ in range(count)
+        ]
 
     def _log_totals(self, prefix: str) -> None:
         summed = [self._sum_over_ranks(totals) for totals in self._totals]
         everything = [sum(column) for column in zip(*summed, strict=True)]
         values = self._totals[0].compute(everything)
-        self.log_dict({f"{prefix}_{key}": value for key, value in values.items()}, prog_bar=True)
+        for key, value in values.items():  # a value for each codebook would crowd the bar
+            self.log(f"{prefix}_{key}", value, prog_bar=key.isalpha())
         names = self.validation_names if len(self.validation_names) == len(summed) else []
         for name, counts in zip(names, summed, strict=False):
             values = self._totals[0].compute(counts)
@@ -190,6 +195,20 @@ class LanguageModelPT(ArchivedModel):
     def _sum_over_ranks(self, totals: EvaluationTotals) -> list[float]:
         counts = torch.tensor(totals.counts(), dtype=torch.float64, device=self.device)
         return self.trainer.strategy.reduce(counts, reduce_op="sum").tolist()
+
+    # -- use --------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def evaluate(self, loader: Iterable[Batch], *, description: str) -> Evaluation:
+        """Evaluate on a test set, with a progress bar of that name."""
+
+    @abstractmethod
+    def answer(self, request: PredictConfig) -> Iterator[dict[str, Any]]:
+        """Do what `job_type=predict` asks for, one row for each answer; prints as it goes on.
+
+        Raises:
+            ConfigError: the request asks for what this family cannot do.
+        """
 
     # -- NeMo's abstract methods ------------------------------------------------------------------
 

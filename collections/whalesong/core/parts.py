@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-from torch import Tensor, nn
+from torch import nn
 
 Batch = dict[str, Any]
 """What a collator gives and the other parts take: tensors, and strings that stay on the CPU."""
@@ -18,12 +18,12 @@ Batch = dict[str, Any]
 class LossFunction(Protocol):
     """Computes the training loss of a batch."""
 
-    def loss_fn(self, batch: Batch) -> dict[str, Tensor]:
+    def loss_fn(self, batch: Batch) -> dict[str, Any]:
         """Return a dictionary with "loss", the mean over the targets of this batch.
 
         With "num_targets" beside it (a 0-d tensor) the mean is taken over all ranks and
         accumulation steps; without it every batch weighs the same. "num_correct" is counted as
-        token accuracy.
+        token accuracy; "sums", a dictionary of tensors, is what `Parts.loss_metrics` count.
         """
         ...
 
@@ -78,6 +78,16 @@ class Metric(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found on one test set."""
+
+    summary: str
+    """The outcome in one line."""
+    rows: list[dict[str, Any]]
+    """Plain dictionaries, ready for JSON lines."""
+
+
 @dataclass
 class Parts:
     """The four parts of a family, how batches are loaded, and metrics of generated rows."""
@@ -90,3 +100,5 @@ class Parts:
     make_loader: Callable[..., Iterable[Batch]]
     """`(data section, collator, *, path) -> loader`, for NeMo's `setup_training_data`."""
     metrics: dict[str, Metric] = field(default_factory=dict)
+    loss_metrics: dict[str, Metric] = field(default_factory=dict)
+    """Metrics over the "sums" of the loss, one row for a batch."""

@@ -13,9 +13,15 @@ from nemo.utils.get_rank import is_global_rank_zero
 from nemo.utils.trainer_utils import HalfPrecisionForAudio
 
 from whalesong.core.checkpoint import AtomicCheckpointIO, heal_checkpoints
+from whalesong.core.ema import ExponentialMovingAverage
 from whalesong.core.errors import ConfigError
 from whalesong.core.instantiate import import_target
-from whalesong.core.trainer_config import ExpManagerConfig, StrategyConfig, TrainerConfig
+from whalesong.core.trainer_config import (
+    EMAConfig,
+    ExpManagerConfig,
+    StrategyConfig,
+    TrainerConfig,
+)
 
 _LOG = logging.getLogger(__name__)
 
@@ -64,10 +70,16 @@ def start_exp_manager(trainer: Trainer, config: ExpManagerConfig | None) -> Path
 
     Returns:
         The log folder; None without exp_manager or under `fast_dev_run`.
+
+    Raises:
+        ConfigError: a moving average of weights that are sharded.
     """
     if config is None or trainer.fast_dev_run:
         return None
     arguments = config.arguments()
+    arguments.pop("ema", None)  # NeMo's callback cannot resume; ours takes its place
+    if config.ema is not None and config.ema.enable:
+        trainer.callbacks.insert(0, _moving_average(config.ema, trainer))
     folder = _log_folder(config)
     if folder is not None and config.resume_if_exists and is_global_rank_zero():
         for line in heal_checkpoints(folder / "checkpoints"):
@@ -83,6 +95,15 @@ def start_exp_manager(trainer: Trainer, config: ExpManagerConfig | None) -> Path
     if is_global_rank_zero():
         _put_back(kept, Path(log_dir))
     return Path(log_dir)
+
+
+def _moving_average(config: EMAConfig, trainer: Trainer) -> ExponentialMovingAverage:
+    if trainer.strategy.restore_checkpoint_after_setup:  # true for the strategies that shard
+        raise ConfigError(
+            "`exp_manager.ema.enable` must be false with sharded weights, but `trainer.strategy` "
+            f"is {type(trainer.strategy).__name__}."
+        )
+    return ExponentialMovingAverage(**config.model_dump(exclude={"enable"}))
 
 
 def _log_folder(config: ExpManagerConfig) -> Path | None:

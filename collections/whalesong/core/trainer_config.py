@@ -172,13 +172,22 @@ class StepTimingConfig(LibrarySchema):
 
 
 class EMAConfig(LibrarySchema):
-    """`exp_manager.ema`: an exponential moving average of the weights."""
+    """`exp_manager.ema`: an exponential moving average of the trained weights.
 
-    enable: bool | None = False
-    decay: float | None = Field(0.999, gt=0, lt=1)
-    cpu_offload: bool | None = False
-    validate_original_weights: bool | None = False
+    Validation and `.nemo` take the averages; checkpoints hold both, and a resumed run goes on with
+    both.
+    """
+
+    enable: bool = False
+    decay: float = Field(0.999, gt=0, lt=1)
+    """What each update leaves of the average before it."""
+    cpu_offload: bool = False
+    """Keep the averages in main memory."""
+    validate_original_weights: bool = False
+    """Validate and archive the weights of the training instead; the averages are then in the
+    checkpoints only."""
     every_n_steps: int = Field(1, ge=1)
+    """Optimizer steps from one update to the next."""
 
 
 class ExpManagerConfig(LibrarySchema):

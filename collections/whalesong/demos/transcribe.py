@@ -36,7 +36,7 @@ def main(archive: Path, folder: Path) -> None:
 
 def transcribe(model: Any, shar: Path, description: str) -> list[dict[str, Any]]:
     """Rows with id, reference, hypothesis and WER for a shar folder."""
-    from whalesong.inference import generate_rows
+    from whalesong.models.salm.use import generate_rows
 
     loader = _data(model, shar).test_dataloader()[0]
     return list(generate_rows(model, loader, description=description))

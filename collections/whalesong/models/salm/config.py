@@ -2,42 +2,12 @@
 
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
+from whalesong.core.model_config import ModelConfig, TargetConfig
 from whalesong.core.schema import Schema
-from whalesong.core.trainer_config import OptimConfig
 
 PERCEPTION = "nemo.collections.speechlm2.modules.perception.AudioPerceptionModule"
-
-
-class TargetConfig(Schema):
-    """A class by its dotted name and its arguments, which are checked against its signature."""
-
-    model_config = ConfigDict(extra="allow")
-
-    target: str = Field(alias="_target_")
-    """Dotted name of the class; only classes that Whalesong knows may stand here."""
-
-
-class LoraSettings(Schema):
-    """Fields of `peft.LoraConfig` that can be merged back into the plain LLM."""
-
-    task_type: Literal["CAUSAL_LM"] = "CAUSAL_LM"
-    r: int = Field(8, gt=0)
-    """Rank of the update."""
-    lora_alpha: float = Field(8, gt=0)
-    """The update is scaled by `lora_alpha / r`."""
-    lora_dropout: float = Field(0.0, ge=0, lt=1)
-    target_modules: list[str] | str | None = None
-    """Names or a regular expression; null takes PEFT's default, 'all-linear' every linear layer."""
-    exclude_modules: list[str] | str | None = None
-    layers_to_transform: list[int] | int | None = None
-    layers_pattern: list[str] | str | None = None
-    rank_pattern: dict[str, int] = Field(default_factory=dict)
-    alpha_pattern: dict[str, float] = Field(default_factory=dict)
-    use_rslora: bool = False
-    init_lora_weights: bool | Literal["gaussian", "orthogonal"] = True
-    fan_in_fan_out: bool = False
 
 
 class PerceptionConfig(Schema):
@@ -70,13 +40,9 @@ class GenerationSettings(Schema):
     length_penalty: float | None = None
 
 
-class SALMConfig(Schema):
+class SALMConfig(ModelConfig):
     """Speech-augmented language model."""
 
-    target: str | None = None
-    """Dotted name of the model class, as NeMo writes it into every archive."""
-    nemo_version: str | None = None
-    """Written by NeMo."""
     pretrained_llm: str
     """Folder or hub name of a Hugging Face causal LM with its tokenizer."""
     pretrained_asr: str | None = None
@@ -87,12 +53,6 @@ class SALMConfig(Schema):
     """Stands for one audio in a text."""
     prompt_format: str | None = None
     """One of NeMo's prompt formats; null takes the chat template of the LLM's tokenizer."""
-    freeze_params: list[str] = Field(default_factory=list)
-    """Regular expressions of parameters to freeze, over names as they are without LoRA."""
-    prevent_freeze_params: list[str] = Field(default_factory=list)
-    """Regular expressions that win over `freeze_params` and over what `lora` freezes."""
-    lora: LoraSettings | None = None
-    """Train low-rank updates of the LLM and freeze its own weights."""
     perception: PerceptionConfig
     encoder_chunk_size_seconds: float | None = Field(None, gt=0)
     """Encode longer audio in pieces of this length."""
@@ -101,11 +61,3 @@ class SALMConfig(Schema):
     generation: GenerationSettings = Field(default_factory=GenerationSettings)
     validation_wer: bool = True
     """Generate in validation and log `val_wer`."""
-    activation_checkpointing: bool = False
-    """Recompute the blocks of LLM and encoder in the backward pass."""
-    save_slim_nemo: bool = False
-    """Archives hold only what was trained, with name and fingerprint of the frozen parts."""
-    optimizer: TargetConfig | None = None
-    lr_scheduler: TargetConfig | None = None
-    optim: OptimConfig | None = None
-    """NeMo's older form of the two: `{name, lr, ..., sched: {name, ...}}`."""

@@ -1,6 +1,6 @@
 """`SALM`: the ModelPT that names its four parts."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,13 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from whalesong.core.freezing import freeze_parameters
+from whalesong.core.job_config import PredictConfig, check_unused
 from whalesong.core.language_model import LanguageModelPT
 from whalesong.core.parallel import checkpoint_activations
-from whalesong.core.parts import Parts
+from whalesong.core.parts import Batch, Evaluation, Parts
 from whalesong.data.datamodule import build_loader
 from whalesong.data.prompts import PromptEncoder
-from whalesong.metrics.text import WordErrorRate
+from whalesong.metrics.text import WordErrorRate, word_error_rate
 from whalesong.models.salm.collator import SALMCollator, pad_audio
 from whalesong.models.salm.config import GenerationSettings, SALMConfig
 from whalesong.models.salm.loss import SALMLoss
@@ -28,6 +29,7 @@ from whalesong.models.salm.pretrained import (
     collect_assets,
 )
 from whalesong.models.salm.requests import Prompt, read_requests
+from whalesong.models.salm.use import answer, generate_rows
 from whalesong.modules.frames import FrameCounter
 from whalesong.modules.llm import context_length, decoder_layers, generation_defaults
 from whalesong.modules.lora import add_lora, canonical_name, is_lora
@@ -140,6 +142,17 @@ class SALM(LanguageModelPT):
             dialogs = [[{"role": "user", "content": content, "audio": [item]}] for item in piece]
             answers += self.generate(dialogs, **generation)
         return answers
+
+    def evaluate(self, loader: Iterable[Batch], *, description: str) -> Evaluation:
+        """Generate for every example; the summary is the word error rate."""
+        rows = list(generate_rows(self, loader, description=description))
+        rate = word_error_rate([r["reference"] for r in rows], [r["hypothesis"] for r in rows])
+        return Evaluation(f"WER {100 * rate:.2f} % over {len(rows)} examples", rows)
+
+    def answer(self, request: PredictConfig) -> Iterator[dict[str, Any]]:
+        """Answer prompts about audio files."""
+        check_unused(request, ("conditions", "begin", "output_dir", "generation"), family="SALM")
+        return answer(self, request)
 
     def _frame_counter(self, perception: AudioPerceptionModule) -> FrameCounter:
         counter = frame_counter(perception)

@@ -1,0 +1,275 @@
+"""A corpus of short musical loops with captions, synthesized on the spot, as lhotse shar."""
+
+import io
+import random
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from lhotse import MonoCut, Recording, SupervisionSegment
+from lhotse.shar import SharWriter
+from tqdm.auto import tqdm
+
+from whalesong.core.atomic import atomic_folder
+from whalesong.core.errors import ConfigError
+from whalesong.corpora.grammar import Split
+from whalesong.corpora.instruments import DRUMS, INSTRUMENTS
+from whalesong.corpora.music_captions import (
+    REGISTERS,
+    RHYTHMS,
+    SCALES,
+    TEMPOS,
+    Style,
+    midi_to_hz,
+    styles,
+)
+
+CHORDS: tuple[tuple[int, ...], ...] = ((0, 3, 4, 0), (0, 5, 3, 4), (0, 4, 5, 3), (0, 1, 4, 0))
+"""Progressions, as degrees of a scale; a chord lasts two beats."""
+
+RMS = 0.1
+"""Loudness of every loop, about -20 dB of full scale."""
+
+
+@dataclass(frozen=True)
+class Sound:
+    """One note or stroke of a loop."""
+
+    beat: float
+    length: float
+    """In beats."""
+    strength: float
+    pitch: int | str
+    """A MIDI note, or a part of the drum kit."""
+
+
+@dataclass(frozen=True)
+class SplitSummary:
+    """What was written for one split."""
+
+    num_cuts: int
+    duration_s: float
+    instruments: dict[str, int]
+    """Loops of each."""
+
+
+def write_music_loops(
+    folder: str | Path,
+    *,
+    num_train: int,
+    num_validation: int,
+    num_test: int,
+    seed: int = 0,
+    seconds: float = 4.0,
+    shard_size: int = 200,
+    sample_rate: int = 16000,
+) -> dict[Split, SplitSummary]:
+    """Write `folder/{train,validation,test}` as lhotse shar with `cuts` and flac `recording`.
+
+    Each cut has a caption as the text of its supervision. Its custom attributes are tempo,
+    instrument, register, scale and rhythm, `tempo_bpm`, and `register_hz`, the median pitch; drums
+    have no register, scale and pitch. No test or validation combination of tempo, instrument,
+    register, scale and rhythm occurs in training, and no test caption is worded as in training.
+    The end of a loop leads back to its begin. Equal arguments write equal cuts.
+
+    Args:
+        folder: a new or empty folder; it appears only when all of it is written.
+        num_train: how many training loops.
+        num_validation: how many validation loops.
+        num_test: how many test loops.
+        seed: what loops and words are drawn from.
+        seconds: about how long a loop is; it has an even number of beats.
+        shard_size: loops per shard.
+        sample_rate: of the recordings, in Hz.
+
+    Raises:
+        ConfigError: a count is below 1, or loops are too short for two slow beats.
+        DataError: if `folder` is not empty.
+    """
+    counts: dict[Split, int] = {"train": num_train, "validation": num_validation, "test": num_test}
+    for name, count in [*((f"num_{k}", v) for k, v in counts.items()), ("shard_size", shard_size)]:
+        if count < 1:
+            raise ConfigError(f"`{name}` must be at least 1, but is {count} instead.")
+    if seconds < 2:
+        raise ConfigError(f"`seconds` must be at least 2, but is {seconds} instead.")
+    with atomic_folder(folder) as partial:
+        return {
+            split: _write_split(
+                partial / split,
+                synthesize_loops(
+                    split=split, count=count, seed=seed, seconds=seconds, sample_rate=sample_rate
+                ),
+                count=count,
+                shard_size=shard_size,
+            )
+            for split, count in counts.items()
+        }
+
+
+def synthesize_loops(
+    *, split: Split, count: int, seed: int, seconds: float = 4.0, sample_rate: int = 16000
+) -> Iterator[MonoCut]:
+    """Synthesize the loops of one split as cuts with their audio in memory."""
+    rng = random.Random(f"{split} {seed}")
+    deck = _deal_styles(split, rng)
+    for index in range(count):
+        style = next(deck)
+        bpm = round(rng.uniform(*TEMPOS[style.tempo]), 1)
+        caption = style.caption(rng, split=split)
+        sounds = compose(style, rng, num_beats=max(2, 2 * round(seconds * bpm / 120)))
+        noise = np.random.default_rng(rng.getrandbits(32))
+        audio = render(sounds, style.instrument, bpm=bpm, sample_rate=sample_rate, rng=noise)
+        attributes = {key: value for key, value in asdict(style).items() if value is not None}
+        attributes["tempo_bpm"] = bpm
+        if style.register is not None:
+            pitches = np.median([sound.pitch for sound in sounds])
+            attributes["register_hz"] = round(midi_to_hz(float(pitches)), 1)
+        yield _as_cut(f"{split}-{index:06d}", audio, sample_rate, caption, attributes)
+
+
+def _deal_styles(split: Split, rng: random.Random) -> Iterator[Style]:
+    """All instruments equally often, and all styles of each before one comes again."""
+    decks: dict[str, list[Style]] = {}
+    by_instrument = {name: found for name, found in styles(split).items() if found}
+    while True:
+        for name in rng.sample(sorted(by_instrument), len(by_instrument)):
+            if not decks.get(name):
+                decks[name] = rng.sample(by_instrument[name], len(by_instrument[name]))
+            yield decks[name].pop()
+
+
+def compose(style: Style, rng: random.Random, *, num_beats: int) -> list[Sound]:
+    """Write the notes of a loop."""
+    if style.instrument == "drums":
+        return _compose_drums(style, num_beats)
+    scale = SCALES[style.scale]
+    # The root leaves room for an octave of notes above it, within the 12 semitones of a register.
+    root = REGISTERS[style.register] + rng.choice((0, 2, 3, 5))
+    top = REGISTERS[style.register] + 12
+    chords, degree = rng.choice(CHORDS), 0
+    steps = RHYTHMS[style.rhythm]
+    # Every bar of two beats moves in the same way over its own chord: a motif.
+    moves = [rng.choice((-2, -1, 1, 2)) for _ in range(2 * len(steps))]
+    opening = [rng.choice((0, 2, 4)) for _ in range(2)]
+    sounds = []
+    for beat in range(num_beats):
+        chord = chords[beat // 2 % len(chords)]
+        for index, (place, strength) in enumerate(steps):
+            move = moves[(beat % 2) * len(steps) + index]
+            degree = chord + opening[beat % 2] if index == 0 else degree + move
+            following = steps[index + 1][0] if index + 1 < len(steps) else 1.0
+            accent = 1.0 if beat % 4 == 0 else 0.9
+            note = _note(root, scale, degree, top=top)
+            sounds.append(Sound(beat + place, following - place, accent * strength, note))
+    return sounds
+
+
+def _compose_drums(style: Style, num_beats: int) -> list[Sound]:
+    sounds = []
+    for beat in range(num_beats):
+        sounds.append(Sound(beat, 1, 1.0, "kick"))
+        if beat % 2:
+            sounds.append(Sound(beat, 1, 0.6, "snare"))
+        sounds += [
+            Sound(beat + place, 0.5, strength, "hat") for place, strength in RHYTHMS[style.rhythm]
+        ]
+    return sounds
+
+
+def _note(root: int, scale: tuple[int, ...], degree: int, *, top: int) -> int:
+    """A degree of a scale as a MIDI note, moved by octaves to stand between `root` and `top`."""
+    note = root + scale[degree % len(scale)]
+    return note if note <= top else note - 12
+
+
+def render(
+    sounds: list[Sound], instrument: str, *, bpm: float, sample_rate: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Play a loop: float32, (N,), with N a whole number of beats.
+
+    Notes that ring past the end are heard at the begin, so that the loop has no seam.
+    """
+    beat = 60.0 / bpm
+    num_beats = 1 + int(max(sound.beat for sound in sounds))
+    audio = np.zeros(round(num_beats * beat * sample_rate))
+    played: dict[tuple[int | str, float], np.ndarray] = {}
+    for sound in sounds:
+        key = sound.pitch, sound.length
+        if key not in played:
+            played[key] = _play(sound, instrument, beat, sample_rate, rng)
+        _add_around(audio, sound.strength * played[key], round(sound.beat * beat * sample_rate))
+    audio = _in_a_room(audio, sample_rate, rng)
+    audio *= RMS / np.sqrt(np.mean(audio**2))
+    return np.tanh(audio).astype(np.float32)
+
+
+def _play(
+    sound: Sound, instrument: str, beat: float, sample_rate: int, rng: np.random.Generator
+) -> np.ndarray:
+    if isinstance(sound.pitch, str):
+        return DRUMS[sound.pitch](sample_rate, rng)
+    note = INSTRUMENTS[instrument].note
+    return note(midi_to_hz(sound.pitch), sound.length * beat, sample_rate, rng)
+
+
+def _add_around(audio: np.ndarray, wave: np.ndarray, start: int) -> None:
+    """Add `wave` from `start` on; what passes the end comes in at the begin."""
+    start %= len(audio)
+    for begin in range(-start, len(wave), len(audio)):
+        piece = wave[max(begin, 0) : begin + len(audio)]
+        place = start if begin < 0 else 0
+        audio[place : place + len(piece)] += piece
+
+
+def _in_a_room(audio: np.ndarray, sample_rate: int, rng: np.random.Generator) -> np.ndarray:
+    """Add a little reverberation, around the seam of the loop."""
+    times = np.arange(int(0.25 * sample_rate)) / sample_rate
+    room = 0.02 * rng.standard_normal(len(times)) * np.exp2(-times / 0.05)
+    room[0] = 1.0
+    # A power of two: a length with large prime factors takes ten times as long.
+    size = 1 << (len(audio) + len(room)).bit_length()
+    reverberant = np.fft.irfft(np.fft.rfft(audio, size) * np.fft.rfft(room, size), size)
+    wet = reverberant[: len(audio)]
+    _add_around(wet, reverberant[len(audio) : len(audio) + len(room)], 0)
+    return wet
+
+
+def _as_cut(
+    cut_id: str, audio: np.ndarray, sample_rate: int, caption: str, attributes: dict[str, object]
+) -> MonoCut:
+    buffer = io.BytesIO()
+    soundfile.write(buffer, audio, sample_rate, format="WAV", subtype="PCM_16")
+    recording = Recording.from_bytes(buffer.getvalue(), recording_id=cut_id)
+    supervision = SupervisionSegment(
+        id=cut_id,
+        recording_id=cut_id,
+        start=0.0,
+        duration=recording.duration,
+        text=caption,
+        language="en",
+    )
+    return MonoCut(
+        id=cut_id,
+        start=0.0,
+        duration=recording.duration,
+        channel=0,
+        recording=recording,
+        supervisions=[supervision],
+        custom=attributes,
+    )
+
+
+def _write_split(
+    folder: Path, cuts: Iterator[MonoCut], *, count: int, shard_size: int
+) -> SplitSummary:
+    folder.mkdir()
+    duration_s, instruments = 0.0, Counter()
+    with SharWriter(str(folder), fields={"recording": "flac"}, shard_size=shard_size) as writer:
+        for cut in tqdm(cuts, total=count, desc=f"Playing {folder.name}", unit="loop"):
+            writer.write(cut)
+            duration_s += cut.duration
+            instruments[cut.custom["instrument"]] += 1
+    return SplitSummary(count, duration_s, dict(instruments))

@@ -1,0 +1,195 @@
+"""`CodecLMModel`: the ModelPT that names its four parts."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+
+from whalesong.core.errors import ConfigError
+from whalesong.core.freezing import freeze_parameters
+from whalesong.core.job_config import PredictConfig
+from whalesong.core.language_model import LanguageModelPT
+from whalesong.core.parallel import checkpoint_activations
+from whalesong.core.parts import Batch, Evaluation, Parts
+from whalesong.data.datamodule import build_loader
+from whalesong.metrics.likelihood import CodeLikelihood
+from whalesong.models.codec_lm.collator import TEXT, CodecLMCollator
+from whalesong.models.codec_lm.config import CodecLMConfig
+from whalesong.models.codec_lm.factory import build_audio_lm, check_audio_lm_config, collect_assets
+from whalesong.models.codec_lm.generation import GeneratedAudio, Metadata
+from whalesong.models.codec_lm.loss import CodecLMLoss
+from whalesong.models.codec_lm.predictor import CodecLMPredictor
+from whalesong.models.codec_lm.tokenize import describe_codec
+from whalesong.models.codec_lm.use import answer, evaluate, log_fixed_prompts
+from whalesong.models.codec_lm.wrapper import AudioLanguageModelWrapper
+from whalesong.modules.conditioning.section import ConditionerSection
+from whalesong.modules.lora import add_lora, canonical_name, is_lora
+
+FACTORY_KEYS = ("lm", "pretransform", "conditioning")
+PROMPT_SECONDS = 3.0
+RECORDING_TYPES = ("audio_prompt", "clap_audio", "pretransform")
+TEXT_TYPES = ("causal_lm", "clap_text", "lut", "phoneme", "t5", "t5gemma", "text", "tokenizer_lut")
+
+
+class CodecLMModel(LanguageModelPT):
+    """Language model on codes of an audio codec, under text, audio and other conditions.
+
+    Music models are configurations of it: a prefix of text before interleaved codes, or
+    cross-attention to text and an audio prompt.
+    """
+
+    config_schema = CodecLMConfig
+
+    def build_parts(self, assets: Mapping[str, bytes] | None) -> Parts:
+        """Build codec, conditioners and language model, add LoRA, freeze, and compose."""
+        section = OmegaConf.to_container(self.cfg, resolve=True)
+        try:
+            container = check_audio_lm_config(factory_config(section))
+            model = build_audio_lm(container, assets=assets)
+        except (AssertionError, NotImplementedError, ValueError, OSError) as error:
+            raise ConfigError(f"`model`: {error}") from error
+        if assets is None:
+            self.assets = collect_assets(model)
+        if section.get("lora") is not None:
+            add_lora(model.lm.backbone, lora_settings(section["lora"], model.lm.backbone))
+            model.lm.embedding.requires_grad_(False)
+            model.lm.heads.requires_grad_(False)
+        freeze_parameters(
+            model,
+            freeze=section.get("freeze_params") or [],
+            keep=section.get("prevent_freeze_params") or [],
+            names_of=lambda name: [] if is_lora(name) else [canonical_name(name)],
+        )
+        if section.get("activation_checkpointing"):
+            checkpoint_activations(model.lm.backbone.transformer.layers)
+        config = CodecLMConfig.model_validate(section)
+        self._conditions = used_conditions(config)
+        self._samples, self._num_validations = config.samples, 0
+        return self._compose(model, config)
+
+    @property
+    def sample_rate(self) -> int:
+        """Samples per second of what goes in and comes out."""
+        return self.model.sample_rate
+
+    @property
+    def condition_ids(self) -> list[str]:
+        """Ids of all conditions."""
+        return [item.id for item in self._conditions]
+
+    @property
+    def text_ids(self) -> list[str]:
+        """Ids of the conditions that are texts."""
+        return [item.id for item in self._conditions if item.type in TEXT_TYPES]
+
+    @property
+    def recording_ids(self) -> list[str]:
+        """Ids of the conditions that are recordings."""
+        return [item.id for item in self._conditions if item.type in RECORDING_TYPES]
+
+    def generate_audio(
+        self, conditioning: Metadata | None = None, **generation: Any
+    ) -> GeneratedAudio:
+        """Generate with the settings of `model.generation`, which keywords change.
+
+        See `AudioLanguageModelWrapper.generate_audio`.
+        """
+        return self.model.generate_audio(conditioning, **{**self._generation(), **generation})
+
+    def stream_audio(
+        self, conditioning: Metadata | None = None, **generation: Any
+    ) -> Iterator[Tensor]:
+        """Yield audio while it is generated; see `AudioLanguageModelWrapper.stream_audio`."""
+        return self.model.stream_audio(conditioning, **{**self._generation(), **generation})
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the values, and at times samples for the prompts of `model.samples`."""
+        super().on_validation_epoch_end()
+        if self._samples is None or self.trainer.sanity_checking or self._is_sharded:
+            return
+        self._num_validations += 1
+        if self._num_validations % self._samples.every_n_validations == 0 and self.global_rank == 0:
+            log_fixed_prompts(self, self._samples)
+
+    def evaluate(self, loader: Iterable[Batch], *, description: str) -> Evaluation:
+        """Likelihood of the codes of a test set."""
+        return evaluate(self, loader, description=description)
+
+    def answer(self, request: PredictConfig) -> Iterator[dict[str, Any]]:
+        """Generate audio for prompts and conditions into wav files."""
+        return answer(self, request)
+
+    def _generation(self) -> dict[str, Any]:
+        settings = self.parts.predictor.settings.model_dump()
+        return {**settings, "window_seconds": self.parts.predictor.window_seconds}
+
+    def sharding_blocks(self) -> Iterable[nn.Module]:
+        """Layers of the backbone."""
+        return self.model.lm.backbone.transformer.layers
+
+    def _compose(self, model: AudioLanguageModelWrapper, config: CodecLMConfig) -> Parts:
+        window = config.window_seconds
+        codec = describe_codec(model.pretransform)
+        shared = {
+            "max_frames": None if window is None else codec.num_frames(window),
+            "strict": config.strict_audio,
+            **condition_sources(config),
+        }
+        return Parts(
+            model=model,
+            loss=CodecLMLoss(model=model),
+            predictor=CodecLMPredictor(
+                model=model, settings=config.generation, window_seconds=window
+            ),
+            train_collator=CodecLMCollator(codec, training=True, **shared),
+            validation_collator=CodecLMCollator(codec, training=False, **shared),
+            make_loader=build_loader,
+            loss_metrics={"likelihood": CodeLikelihood(codec.num_codebooks)},
+        )
+
+
+def factory_config(section: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of the `model` section that `create_audio_lm_from_config` takes."""
+    model = {key: section[key] for key in FACTORY_KEYS if section.get(key) is not None}
+    return {"model": model, "sample_rate": section["sample_rate"]}
+
+
+def used_conditions(config: CodecLMConfig) -> list[ConditionerSection]:
+    """The conditioners that the language model names."""
+    if config.conditioning is None:
+        return []
+    return [item for item in config.conditioning.configs if item.id in config.lm.cond_ids]
+
+
+def condition_sources(config: CodecLMConfig) -> dict[str, Any]:
+    """Where the collator finds the value of each condition: arguments of `CodecLMCollator`.
+
+    `conditioning.default_keys` tells the attribute of a cut. Else the only text condition, or the
+    one called "text", is the text of the supervisions; a recording is the clip's own audio prompt;
+    and any other condition is the attribute of its id.
+    """
+    used = used_conditions(config)
+    keys = config.conditioning.default_keys if used else {}
+    recordings = [item for item in used if item.type in RECORDING_TYPES]
+    texts = [item.id for item in used if item.type in TEXT_TYPES]
+    own_text = texts if len(texts) == 1 else ["text"]
+    seconds = [item.config.get("max_seconds") or PROMPT_SECONDS for item in recordings]
+    return {
+        "condition_keys": {
+            item.id: keys.get(item.id, TEXT if item.id in own_text else item.id)
+            for item in used
+            if item not in recordings
+        },
+        "audio_prompt_ids": [item.id for item in recordings],
+        "prompt_seconds": max(seconds, default=PROMPT_SECONDS),
+    }
+
+
+def lora_settings(settings: Mapping[str, Any], backbone: nn.Module) -> dict[str, Any]:
+    """The settings with all linear layers of the backbone as the targets where none are named."""
+    targets = settings.get("target_modules")
+    if targets is None or targets == "all-linear":
+        linear = (nn.Linear,)
+        targets = [name for name, module in backbone.named_modules() if isinstance(module, linear)]
+    return {**settings, "target_modules": targets, "task_type": None}

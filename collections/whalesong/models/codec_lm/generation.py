@@ -1,0 +1,307 @@
+"""Generation with the codec language model: from raw conditions to codes and waveforms."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from whalesong.models.codec_lm.config import GenerationSettings
+from whalesong.models.codec_lm.guidance import guidance_variants
+from whalesong.models.codec_lm.step_model import GuidedStepModel
+from whalesong.modules.conditioning.conditioner import Condition
+from whalesong.modules.generation.generate import (
+    Progress,
+    Windows,
+    generate_codes,
+    stream_codes,
+)
+from whalesong.modules.generation.infill import infill
+from whalesong.modules.generation.sampling import SamplingSettings
+
+if TYPE_CHECKING:
+    from whalesong.models.codec_lm.wrapper import AudioLanguageModelWrapper
+
+Metadata = Sequence[Mapping[str, Any]]
+"""For each row, the value of each condition by its id."""
+
+Clip = Tensor | None
+"""Audio (C, N), or codes (K, F), or nothing."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to generate, row by row.
+
+    Attributes:
+        metadata: conditions of each row; None generates without conditions.
+        negative: conditions to be led away from; None compares with no conditions.
+        begin: what each row goes on from.
+        seconds: length of each row, what it goes on from included.
+        seeds: one for each row.
+    """
+
+    metadata: Metadata | None
+    negative: Metadata | None
+    begin: Sequence[Clip]
+    seconds: Sequence[float]
+    seeds: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+
+@dataclass(frozen=True)
+class GeneratedAudio:
+    """Rows of generated audio."""
+
+    audio: list[Tensor]
+    """(C, N) each."""
+    codes: list[Tensor]
+    """(K, F) each."""
+    seeds: list[int]
+    """One for each row: with it the row is generated again, in any batch."""
+    log_probs: list[float]
+    """Mean log-probability of a generated code of each row, before temperature and filters."""
+
+
+def make_request(
+    conditioning: Metadata | None,
+    *,
+    batch_size: int | None,
+    negative: Metadata | None,
+    begin: Sequence[Clip] | None,
+    seconds: float | Sequence[float],
+    seeds: int | Sequence[int] | None,
+) -> Request:
+    """Bring the arguments of a user to one entry for each row.
+
+    Raises:
+        ValueError: they speak of different numbers of rows.
+    """
+    rows = _num_rows(conditioning, begin, seconds, seeds, batch_size)
+    if seeds is None:
+        seeds = torch.randint(2**31, (rows,)).tolist()
+    elif isinstance(seeds, int):
+        seeds = [seeds + row for row in range(rows)]
+    if isinstance(seconds, int | float):
+        seconds = [float(seconds)] * rows
+    request = Request(conditioning, negative, begin or [None] * rows, seconds, list(seeds))
+    for name in ("metadata", "negative", "begin", "seconds"):
+        given = getattr(request, name)
+        if given is not None and len(given) != rows:
+            raise ValueError(f"`{name}` must have one entry for each of {rows} rows, "
+                             f"but has {len(given)}.")  # fmt: skip
+    return request
+
+
+class AudioGenerator:
+    """Generates with one model under fixed settings.
+
+    Args:
+        model: in evaluation mode.
+        settings: of sampling, guidance and lengths.
+        window_seconds: length that the model was trained on; None for no limit.
+    """
+
+    def __init__(
+        self,
+        model: "AudioLanguageModelWrapper",
+        settings: GenerationSettings,
+        *,
+        window_seconds: float | None = None,
+    ) -> None:
+        self.model = model
+        self.codec = model.pretransform
+        self.settings = settings
+        self.window_seconds = window_seconds
+        self.sampling = SamplingSettings(
+            temperature=settings.temperature,
+            top_k=settings.top_k,
+            top_p=settings.top_p,
+            min_p=settings.min_p,
+        )
+
+    def generate(self, request: Request, *, progress: Progress | None = None) -> GeneratedAudio:
+        """Generate all rows; each is what it is alone."""
+        known, lens = self.known_codes(request)
+        arguments = self._arguments(request, known, lens, progress)
+        generated = generate_codes(**arguments, windows=self._windows())
+        return self._collect(request, generated.codes, generated.log_probs, known, lens)
+
+    def stream(self, request: Request, *, progress: Progress | None = None) -> Iterator[Tensor]:
+        """Yield audio (B, C, n) as soon as it is settled; joined it is what `generate` gives.
+
+        Raises:
+            ValueError: rows of different lengths.
+        """
+        known, lens = self.known_codes(request)
+        if len(lens.unique()) > 1:
+            raise ValueError(f"`seconds` must be the same in all rows of a stream, but is "
+                             f"{list(request.seconds)}.")  # fmt: skip
+        arguments = self._arguments(request, known, lens, progress)
+        pieces = stream_codes(**arguments, windows=self._windows())
+        decoder = self.codec.streaming_decoder()
+        for codes in pieces:
+            if (audio := decoder.push(codes)).shape[2]:
+                yield audio
+        if (audio := decoder.flush()).shape[2]:
+            yield audio
+
+    def infill(
+        self,
+        request: Request,
+        *,
+        begin_seconds: float,
+        end_seconds: float,
+        num_candidates: int,
+        progress: Progress | None = None,
+    ) -> GeneratedAudio:
+        """Generate the span of each clip `request.begin` anew so that what follows it fits.
+
+        Raises:
+            ValueError: the span lies outside of a clip.
+        """
+        clips = self._codes_of(request.begin)
+        begin, end = (round(s * self.codec.frame_rate) for s in (begin_seconds, end_seconds))
+        lens = torch.tensor([0 if clip is None else clip.shape[1] for clip in clips])
+        if not 0 <= begin < end <= int(lens.min()):
+            raise ValueError(
+                f"the span must lie inside of every clip (0 to {int(lens.min())} frames), "
+                f"but goes from {begin} to {end}."
+            )
+        known = self._padded(clips, int(lens.max()))
+        known[:, :, begin:end] = -1
+        arguments = self._arguments(request, known, lens, progress, copies=num_candidates)
+        filled = infill(**arguments, num_candidates=num_candidates)
+        return self._collect(request, filled.codes, torch.zeros(known.shape), known, lens)
+
+    def known_codes(self, request: Request) -> tuple[Tensor, Tensor]:
+        """Codes (B, K, F) with -1 where they are to be generated, and frames of each row (B,).
+
+        Raises:
+            ValueError: what a row goes on from is as long as what is asked for.
+        """
+        clips = self._codes_of(request.begin)
+        lens = [max(round(seconds * self.codec.frame_rate), 1) for seconds in request.seconds]
+        for row, (clip, length) in enumerate(zip(clips, lens, strict=True)):
+            if clip is not None and clip.shape[1] >= length:
+                raise ValueError(
+                    f"`begin` of row {row} must be shorter than `seconds` ({length} frames), "
+                    f"but has {clip.shape[1]} frames."
+                )
+        return self._padded(clips, max(lens)), torch.tensor(lens)
+
+    def _padded(self, clips: Sequence[Clip], num_frames: int) -> Tensor:
+        shape = (len(clips), self.model.num_quantizers, num_frames)
+        known = torch.full(shape, -1, device=self.model.device)
+        for row, clip in enumerate(clips):
+            if clip is not None:
+                known[row, :, : clip.shape[1]] = clip
+        return known
+
+    def _codes_of(self, clips: Sequence[Clip]) -> list[Clip]:
+        """Codes as they are; audio is tokenized, each clip alone."""
+        device = self.model.device
+        return [
+            clip
+            if clip is None or not clip.is_floating_point()
+            else self.codec.encode(clip[None].to(device))[0][0]
+            for clip in clips
+        ]
+
+    def _arguments(
+        self,
+        request: Request,
+        known: Tensor,
+        lens: Tensor,
+        progress: Progress | None,
+        *,
+        copies: int = 1,
+    ) -> dict[str, Any]:
+        return {
+            "model": self._step_model(request, known.shape[2], copies=copies),
+            "provider": self.model.pattern_provider,
+            "known": known,
+            "lens": lens,
+            "seeds": request.seeds,
+            "settings": self.sampling,
+            "progress": progress,
+        }
+
+    @torch.no_grad()
+    def _step_model(self, request: Request, num_frames: int, *, copies: int) -> GuidedStepModel:
+        """The language model under the conditions of the request, each row `copies` times."""
+        conditions = self._conditions(request.metadata, len(request))
+        negative = self._conditions(request.negative, len(request))
+        scale = self.settings.guidance_scale if request.metadata is not None else 1.0
+        variants = [
+            ({name: _repeated(condition, copies) for name, condition in part.items()}, weight)
+            for part, weight in guidance_variants(conditions, negative, scale)
+        ]
+        frames = min(num_frames, self._window_frames() or num_frames)
+        return GuidedStepModel(
+            self.model.lm,
+            variants,
+            batch_size=len(request) * copies,
+            max_steps=self.model.pattern_provider.layout(frames).num_steps,
+            compile=self.settings.compile,
+            weight_dtype=self.settings.weight_dtype,
+        )
+
+    def _conditions(self, metadata: Metadata | None, rows: int) -> dict[str, Condition]:
+        if self.model.conditioner is None:
+            return {}
+        if metadata is None:
+            return self.model.conditioner.null(rows)
+        return self.model.condition(metadata)
+
+    def _window_frames(self) -> int | None:
+        return self.window_seconds and round(self.window_seconds * self.codec.frame_rate)
+
+    def _windows(self) -> Windows | None:
+        """For clips longer than the window."""
+        frames = self._window_frames()
+        if frames is None:
+            return None
+        stride = self.settings.stride_seconds
+        new = frames // 2 if stride is None else round(stride * self.codec.frame_rate)
+        return Windows(max_frames=frames, stride=new)
+
+    def _collect(
+        self, request: Request, codes: Tensor, log_probs: Tensor, known: Tensor, lens: Tensor
+    ) -> GeneratedAudio:
+        rows = [row[:, :length] for row, length in zip(codes, lens.tolist(), strict=True)]
+        generated = (known < 0).to(log_probs.device)
+        counts = generated.flatten(1).sum(1).clamp_min(1)
+        means = (log_probs * generated).flatten(1).sum(1) / counts
+        return GeneratedAudio(
+            audio=[self.codec.decode(row[None])[0] for row in rows],
+            codes=rows,
+            seeds=list(request.seeds),
+            log_probs=means.tolist(),
+        )
+
+
+def _repeated(condition: Condition, copies: int) -> Condition:
+    """Each row this many times, its copies side by side."""
+    if copies == 1:
+        return condition
+    return Condition(*(tensor.repeat_interleave(copies, dim=0) for tensor in condition))
+
+
+def _num_rows(
+    conditioning: Metadata | None,
+    begin: Sequence[Clip] | None,
+    seconds: float | Sequence[float],
+    seeds: int | Sequence[int] | None,
+    batch_size: int | None,
+) -> int:
+    """Rows by the first argument that tells; 1 if none does."""
+    if batch_size is not None:
+        return batch_size
+    for given in (conditioning, begin, seconds, seeds):
+        if isinstance(given, Sequence):
+            return len(given)
+    return 1

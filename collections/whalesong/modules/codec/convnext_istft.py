@@ -1,0 +1,122 @@
+"""`ConvNextISTFTCodec`: a small neural codec that works at the frame rate throughout."""
+
+import torch
+from pydantic import Field, field_validator
+from torch import Tensor, nn
+
+from whalesong.modules.codec.files import CodecSizes, OwnCodec
+from whalesong.modules.codec.quantizer import ResidualVectorQuantizer
+from whalesong.modules.codec.spectrum import ShortTimeFourier
+
+_INPUT_SCALE = 3.0
+_MAX_LOG_MAGNITUDE = 7.0
+
+
+class ConvNextISTFTSizes(CodecSizes):
+    """Sizes of a `ConvNextISTFTCodec`."""
+
+    n_fft: int = 640
+    """Samples of a window, at the encoder's entry and in the decoder's transform."""
+    dim: int = Field(256, gt=0)
+    """Width of the blocks."""
+    latent_dim: int = Field(64, gt=0)
+    """Width of what is quantized."""
+    num_blocks: int = Field(4, ge=0)
+    """On each side."""
+    kernel_size: int = Field(7, gt=0)
+    """Frames that a block looks at; odd."""
+    expansion: int = Field(3, gt=0)
+
+    @field_validator("kernel_size")
+    @classmethod
+    def _odd(cls, value: int) -> int:
+        if value % 2 == 0:
+            raise ValueError("must be odd")
+        return value
+
+
+class ConvNextISTFTCodec(OwnCodec):
+    """Windowed samples -> ConvNeXt blocks -> residual quantizer -> ConvNeXt blocks -> inverse transform.
+
+    Nothing is resampled inside, which makes it fast; the phase comes from the decoder. Train it
+    with `train_convnext_codec`.
+    """
+
+    type_name = "convnext_istft"
+    sizes_class = ConvNextISTFTSizes
+
+    def __init__(self, sizes: ConvNextISTFTSizes) -> None:
+        super().__init__(sizes)
+        self.transform = ShortTimeFourier(sizes.n_fft, sizes.hop_length)
+        self.encoder = _stack(sizes.n_fft, sizes.latent_dim, sizes)
+        self.quantizer = ResidualVectorQuantizer(
+            num_codebooks=sizes.num_codebooks,
+            codebook_size=sizes.codebook_size,
+            dim=sizes.latent_dim,
+        )
+        self.decoder = _stack(sizes.latent_dim, 2 * self.transform.num_bins, sizes)
+        overlap = -(-self.transform.margin // sizes.hop_length)
+        reach = sizes.num_blocks * (sizes.kernel_size // 2) + overlap
+        self.receptive_field = (reach, reach)
+        self.eval()
+
+    def latents(self, audio: Tensor) -> Tensor:
+        """Audio (B, F * hop_length) -> vectors to quantize (B, F, latent_dim)."""
+        return self.encoder(_INPUT_SCALE * self.transform.pieces(audio))
+
+    def synthesize(self, vectors: Tensor) -> Tensor:
+        """Vectors (B, F, latent_dim) -> audio (B, F * hop_length)."""
+        log_magnitudes, phases = self.decoder(vectors).chunk(2, dim=-1)
+        magnitudes = log_magnitudes.clamp_max(_MAX_LOG_MAGNITUDE).exp()
+        return self.transform.inverse(torch.polar(magnitudes, phases))
+
+    def _encode(self, audio: Tensor) -> Tensor:
+        return self.quantizer.encode(self.latents(audio[:, 0]))
+
+    def _decode(self, codes: Tensor) -> Tensor:
+        return self.synthesize(self.quantizer.decode(codes))[:, None]
+
+
+class ConvNextBlock(nn.Module):
+    """Looks at neighbouring frames channel by channel, then mixes the channels of each frame."""
+
+    def __init__(self, dim: int, *, kernel_size: int, expansion: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            FrameConv(dim, dim, kernel_size, groups=dim),
+            nn.LayerNorm(dim),
+            nn.Linear(dim, expansion * dim),
+            nn.GELU(),
+            nn.Linear(expansion * dim, dim),
+        )
+        self.scale = nn.Parameter(torch.full((dim,), 0.25))
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """(B, F, dim) -> (B, F, dim)"""
+        return frames + self.scale * self.layers(frames)
+
+
+class FrameConv(nn.Conv1d):
+    """A convolution over the frames of (B, F, D) that keeps their number."""
+
+    def __init__(self, dim_in: int, dim_out: int, kernel_size: int, *, groups: int = 1) -> None:
+        super().__init__(dim_in, dim_out, kernel_size, padding=kernel_size // 2, groups=groups)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """(B, F, dim_in) -> (B, F, dim_out)"""
+        return super().forward(frames.transpose(1, 2)).transpose(1, 2)
+
+
+def _stack(dim_in: int, dim_out: int, sizes: ConvNextISTFTSizes) -> nn.Sequential:
+    """(B, F, dim_in) -> (B, F, dim_out); reaches `num_blocks * (kernel_size // 2)` frames."""
+    blocks = [
+        ConvNextBlock(sizes.dim, kernel_size=sizes.kernel_size, expansion=sizes.expansion)
+        for _ in range(sizes.num_blocks)
+    ]
+    return nn.Sequential(
+        nn.Linear(dim_in, sizes.dim),
+        nn.LayerNorm(sizes.dim),
+        *blocks,
+        nn.LayerNorm(sizes.dim),
+        nn.Linear(sizes.dim, dim_out),
+    )

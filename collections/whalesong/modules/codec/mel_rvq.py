@@ -1,0 +1,177 @@
+"""`MelRVQCodec`: residual k-means on log-mel frames, and Griffin-Lim. It fits in seconds."""
+
+from collections.abc import Iterable
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from whalesong.modules.codec.codec import StreamingDecoder
+from whalesong.modules.codec.files import CodecSizes, OwnCodec
+from whalesong.modules.codec.griffin_lim import BlockGriffinLim, Blocks, unmix_bands
+from whalesong.modules.codec.kmeans import fit_residual_kmeans
+from whalesong.modules.codec.quantizer import ResidualVectorQuantizer
+from whalesong.modules.codec.spectrum import LogMel
+
+
+class MelRVQSizes(CodecSizes):
+    """Sizes of a `MelRVQCodec`."""
+
+    n_fft: int = 1024
+    n_mels: int = Field(80, gt=0)
+    floor: float = Field(1e-4, gt=0)
+    """Magnitude that counts as silence; a sine of full scale has 1."""
+    num_iterations: int = Field(24, ge=0)
+    """Of Griffin and Lim."""
+    block_frames: int = Field(32, gt=0)
+    context_frames: int = Field(8, ge=0)
+    fade_frames: int = Field(3, ge=0)
+
+    @model_validator(mode="after")
+    def _fade_within_context(self) -> "MelRVQSizes":
+        limit = min(self.context_frames, self.block_frames)
+        if self.fade_frames > limit:
+            raise ValueError(
+                f"must fade over at most {limit} frames, but `fade_frames` is {self.fade_frames}"
+            )
+        return self
+
+
+class MelRVQCodec(OwnCodec):
+    """Codes are the nearest residual centroids of log-mel frames; decoding guesses the phase.
+
+    Frame f is the spectrum around the samples [f * hop_length, (f + 1) * hop_length). Decoding
+    works in blocks of `block_frames`, see `BlockGriffinLim`.
+    """
+
+    type_name = "mel_rvq"
+    sizes_class = MelRVQSizes
+
+    def __init__(self, sizes: MelRVQSizes) -> None:
+        super().__init__(sizes)
+        self.log_mel = LogMel(
+            sizes.sample_rate,
+            n_fft=sizes.n_fft,
+            hop_length=sizes.hop_length,
+            n_mels=sizes.n_mels,
+            floor=sizes.floor,
+        )
+        self.quantizer = ResidualVectorQuantizer(
+            num_codebooks=sizes.num_codebooks,
+            codebook_size=sizes.codebook_size,
+            dim=sizes.n_mels,
+        )
+        blocks = Blocks(sizes.block_frames, sizes.context_frames, sizes.fade_frames)
+        self.vocoder = BlockGriffinLim(
+            self.log_mel.transform, blocks=blocks, num_iterations=sizes.num_iterations
+        )
+        self.receptive_field = blocks.receptive_field
+        self.eval()
+
+    def magnitudes(self, codes: Tensor) -> Tensor:
+        """Codes (B, K, F) -> linear magnitudes (B, F, n_fft // 2 + 1)."""
+        bands = self.quantizer.decode(codes).exp()
+        return unmix_bands(bands, self.log_mel.filters) * self.log_mel.gain
+
+    def streaming_decoder(self) -> "BlockStreamingDecoder":
+        """A decoder that gives out whole blocks."""
+        return BlockStreamingDecoder(self)
+
+    def _encode(self, audio: Tensor) -> Tensor:
+        return self.quantizer.encode(self.log_mel(audio[:, 0]))
+
+    def _decode(self, codes: Tensor) -> Tensor:
+        return self.vocoder(self.magnitudes(codes))[:, None]
+
+
+class BlockStreamingDecoder(StreamingDecoder):
+    """Gives out a block as soon as its context to the right is there; computes each once.
+
+    `flush` ends the stream; the next `push` begins another one.
+    """
+
+    def __init__(self, codec: MelRVQCodec) -> None:
+        super().__init__(codec)
+        self._vocoder = codec.vocoder
+        self._pending: Tensor | None = None  # magnitudes from the left context of the next block
+        self._tail: Tensor | None = None
+
+    def push(self, codes: Tensor) -> Tensor:
+        """Take frames (B, K, f), which may be none; return samples (B, 1, n) that are settled."""
+        with torch.no_grad(), torch.autocast(codes.device.type, enabled=False):
+            magnitudes = self.codec.magnitudes(codes)
+            blocks = self._vocoder.blocks
+            if self._pending is None:
+                self._pending = nn.functional.pad(magnitudes, (0, 0, blocks.context, 0))
+            else:
+                self._pending = torch.cat([self._pending, magnitudes], dim=1)
+            return self._render((self._pending.shape[1] - 2 * blocks.context) // blocks.length)
+
+    def flush(self) -> Tensor:
+        """Return the samples that were waiting for frames that did not come."""
+        if self._pending is None:
+            return torch.zeros(0, 1, 0)
+        blocks = self._vocoder.blocks
+        num_frames = self._pending.shape[1] - blocks.context
+        num_blocks = -(-num_frames // blocks.length)
+        missing = num_blocks * blocks.length - num_frames + blocks.context
+        with torch.no_grad(), torch.autocast(self._pending.device.type, enabled=False):
+            self._pending = nn.functional.pad(self._pending, (0, 0, 0, missing))
+            samples = self._render(num_blocks)
+        self._pending = self._tail = None
+        return samples[..., : num_frames * self.codec.downsampling_ratio]
+
+    def _render(self, num_blocks: int) -> Tensor:
+        """Samples of the next blocks."""
+        if num_blocks <= 0:
+            return self._pending.new_zeros(len(self._pending), 1, 0)
+        blocks = self._vocoder.blocks
+        step = num_blocks * blocks.length
+        audio, self._tail = self._vocoder.render(
+            self._pending[:, : step + 2 * blocks.context], self._tail
+        )
+        self._pending = self._pending[:, step:]
+        return audio[:, None]
+
+
+def fit_mel_rvq(
+    audio: Iterable[Tensor],
+    sizes: MelRVQSizes,
+    *,
+    seed: int = 0,
+    max_frames: int = 30_000,
+    num_iterations: int = 10,
+) -> MelRVQCodec:
+    """Fit a codec to recordings; equal arguments give an equal codec.
+
+    Args:
+        audio: recordings (N,) at the sample rate of `sizes`.
+        sizes: of the codec.
+        seed: of the draws.
+        max_frames: frames to fit to, drawn from all.
+        num_iterations: rounds of k-means for each codebook.
+
+    Raises:
+        ValueError: there are fewer frames than centroids in a codebook.
+    """
+    codec = MelRVQCodec(sizes)
+    frames = torch.cat([_frames(codec, samples) for samples in audio])
+    if len(frames) > max_frames:
+        generator = torch.Generator().manual_seed(seed)
+        frames = frames[torch.randperm(len(frames), generator=generator)[:max_frames]]
+    codec.quantizer.codebooks.copy_(
+        fit_residual_kmeans(
+            frames,
+            num_codebooks=sizes.num_codebooks,
+            codebook_size=sizes.codebook_size,
+            seed=seed,
+            num_iterations=num_iterations,
+        )
+    )
+    return codec
+
+
+def _frames(codec: MelRVQCodec, samples: Tensor) -> Tensor:
+    """Recording (N,) -> log-mel frames (F, n_mels)."""
+    missing = -len(samples) % codec.downsampling_ratio
+    return codec.log_mel(nn.functional.pad(samples.float(), (0, missing))[None])[0]

@@ -1,0 +1,1 @@
+"""Conditioners: text, numbers, classes, audio and codes as embeddings with masks."""

@@ -1,0 +1,161 @@
+"""Linear layers for a few rows at a time, with weights packed once for that.
+
+At generation a matrix is read once for very few rows. What is fastest then depends on their number
+and on the device, and on the CPU it is never the layout that training uses: for one row the
+transposed matrix, for more the blocked one of oneDNN. All give the same sums.
+"""
+
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+WeightDtype = Literal["float32", "bfloat16", "float16", "int8"]
+
+
+class PackedLinear(Protocol):
+    """A linear layer for a fixed number of rows R."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Map (R, I) to (R, O)."""
+
+    def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
+        """Map (R, I) to (R, O) and add `residual` (R, O)."""
+
+
+def pack_linear(
+    linear: nn.Module,
+    *,
+    num_rows: int,
+    scale: Tensor | None = None,
+    weight_dtype: WeightDtype | None = None,
+) -> PackedLinear:
+    """Pack a linear layer, its LoRA included; the layer itself stays as it is.
+
+    Args:
+        linear: an `nn.Linear`, or one with LoRA around it.
+        num_rows: R, rows that will come at a time.
+        scale: (O,), factors of the outputs.
+        weight_dtype: stores weights shorter than they are, and so gives other numbers; "bfloat16"
+            and "int8" also round the inputs. None keeps them.
+
+    Raises:
+        ValueError: this weight dtype does not exist for the device.
+    """
+    weight, bias = effective_weight(linear)
+    if scale is not None:
+        weight, bias = weight * scale[:, None], None if bias is None else bias * scale
+    if weight_dtype == "bfloat16":
+        return PlainLinear(weight.bfloat16(), bias)
+    if weight_dtype in ("float16", "int8"):
+        if weight.device.type != "cpu":
+            raise ValueError(f"`weight_dtype` '{weight_dtype}' must be used on the CPU, but the "
+                             f"model is on {weight.device}.")  # fmt: skip
+        return HalfLinear(weight, bias) if weight_dtype == "float16" else ByteLinear(weight, bias)
+    if weight.device.type != "cpu" or weight.dtype != torch.float32:
+        return PlainLinear(weight.float() if weight_dtype == "float32" else weight, bias)
+    if num_rows == 1:
+        return TransposedLinear(weight, bias)
+    if torch.backends.mkldnn.is_available():
+        return BlockedLinear(weight, bias, num_rows)
+    return PlainLinear(weight, bias)
+
+
+@torch.no_grad()
+def effective_weight(linear: nn.Module) -> tuple[Tensor, Tensor | None]:
+    """Weight (O, I) and bias (O,) of a linear layer with LoRA added in."""
+    if not hasattr(linear, "get_delta_weight"):
+        return linear.weight, linear.bias
+    base = linear.base_layer
+    if linear.merged:
+        return base.weight, base.bias
+    deltas = [linear.get_delta_weight(name) for name in linear.active_adapters]
+    return base.weight + sum(deltas), base.bias
+
+
+class PlainLinear:
+    """The weights as they are; inputs are brought to their dtype, outputs back."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.weight, self.bias = weight.detach(), bias
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Map (R, I) to (R, O)."""
+        dtype = self.weight.dtype
+        bias = None if self.bias is None else self.bias.to(dtype)
+        return functional.linear(x.to(dtype), self.weight, bias).to(x.dtype)
+
+    def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
+        """Map (R, I) to (R, O) and add `residual` (R, O)."""
+        return residual + self(x)
+
+
+class TransposedLinear:
+    """One row times a transposed matrix."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.weight, self.bias = weight.detach().t().contiguous(), bias
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Map (1, I) to (1, O)."""
+        if self.bias is None:
+            return torch.mm(x, self.weight)
+        return torch.addmm(self.bias, x, self.weight)
+
+    def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
+        """Map (1, I) to (1, O) and add `residual` (1, O)."""
+        if self.bias is not None:
+            residual = residual + self.bias
+        return torch.addmm(residual, x, self.weight)
+
+
+class BlockedLinear:
+    """A matrix in the blocks that oneDNN wants for this number of rows."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, num_rows: int) -> None:
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), num_rows)
+        self.bias = bias
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Map (R, I) to (R, O)."""
+        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+
+    def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
+        """Map (R, I) to (R, O) and add `residual` (R, O)."""
+        return torch.ops.mkldnn._linear_pointwise.binary(x, residual, self.weight, self.bias, "add")
+
+
+class HalfLinear:
+    """Weights in half precision, multiplied in fp32."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        bias = None if bias is None else bias.detach().float()
+        self._packed = torch.ops.quantized.linear_prepack_fp16(weight.detach().float(), bias)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Map (R, I) to (R, O)."""
+        return torch.ops.quantized.linear_dynamic_fp16(x.float(), self._packed).to(x.dtype)
+
+    def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
+        """Map (R, I) to (R, O) and add `residual` (R, O)."""
+        return residual + self(x)
+
+
+class ByteLinear:
+    """Weights in 8 bits with a factor for each output, inputs rounded to bf16."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        weight = weight.detach().float()
+        scales = (weight.abs().amax(dim=1) / 127).clamp_min(1e-12)
+        self._weight = (weight / scales[:, None]).round().to(torch.int8)
+        self._scales, self._bias = scales.bfloat16(), bias
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Map (R, I) to (R, O)."""
+        out = torch._weight_int8pack_mm(x.bfloat16(), self._weight, self._scales).to(x.dtype)
+        return out if self._bias is None else out + self._bias
+
+    def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
+        """Map (R, I) to (R, O) and add `residual` (R, O)."""
+        return residual + self(x)

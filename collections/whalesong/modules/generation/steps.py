@@ -1,0 +1,163 @@
+"""Where a decoder stands in a `KVCache`, and what it needs to know there."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from whalesong.modules.kv_cache import KVCache, Pair
+from whalesong.modules.rope import rotation_at
+from whalesong.modules.transformer import Transformer
+
+
+class Rotation(NamedTuple):
+    """`x * cos + x[..., partner] * sin` over the whole width of a head."""
+
+    cos: Tensor
+    sin: Tensor
+    partner: Tensor
+
+
+class Steps(ABC):
+    """The decoding of one batch, position by position.
+
+    Attributes:
+        cache: with the keys and values so far.
+        memory: for each layer keys and values (R, H, S, dh) of the memory, or None.
+        memory_mask: (R, 1, 1, S); None where nothing is hidden.
+        modulations: for each layer scale, offset and gate of both branches (R, D), or None.
+        mask: what the present position sees of the keys, (R or 1, 1, 1, S), or None for all.
+        positions: absolute positions (R or 1, D) to be added, or None.
+        rotation: of the present position, or None.
+    """
+
+    mask: Tensor | None = None
+    positions: Tensor | None = None
+    rotation: Rotation | None = None
+
+    def __init__(self, transformer: Transformer, cache: KVCache) -> None:
+        self.cache = cache
+        self.memory = [_contiguous(pair) for pair in cache.memory]
+        self.memory_mask = cache.memory_mask
+        if self.memory_mask is not None and bool(self.memory_mask.all()):
+            self.memory_mask = None
+        self.modulations = [_split(changes) for changes in cache.modulations]
+        index = torch.arange(cache.max_len, device=cache.buffer.device)
+        self._hidden_until = cache.padding
+        self._visible = None
+        if cache.padding is not None:
+            self._visible = (index >= cache.padding[:, None])[:, None, None]
+        self._index = index
+        self._position_table = self._rotation_tables = None
+        if transformer.positions is not None:
+            self._position_table = transformer.positions(index).to(cache.buffer.dtype)
+        if transformer.rotary_dim:
+            self._rotation_tables = _rotation_tables(index, transformer, cache.buffer.dtype)
+
+    def advance(self) -> None:
+        """Go to the next position; the first call goes to the first free one.
+
+        Raises:
+            ValueError: the cache is full.
+        """
+        self.cache.check_room(1)
+        self._move()
+        self.cache.length += 1
+        if self._position_table is not None:
+            self.positions = self._entry(self._position_table)
+        if self._rotation_tables is not None:
+            cos, sin, partner = self._rotation_tables
+            self.rotation = Rotation(self._entry(cos), self._entry(sin), partner)
+
+    @abstractmethod
+    def append(self, layer: int, pair: Tensor) -> Pair:
+        """Write keys and values (R, 2, H, dh) of this position; give what it may see."""
+
+    @abstractmethod
+    def _move(self) -> None:
+        """Set what depends on the position."""
+
+    @abstractmethod
+    def _entry(self, table: Tensor) -> Tensor:
+        """Entries of a table (max_len, ...) for the position of each row, (R or 1, ...)."""
+
+
+class SlicedSteps(Steps):
+    """The position is a number: attention reads what is valid, and no more."""
+
+    def append(self, layer: int, pair: Tensor) -> Pair:
+        """Write keys and values (R, 2, H, dh); give those up to this position."""
+        self._new[layer].copy_(pair.transpose(0, 1))
+        return self._seen[layer].unbind(0)
+
+    def _move(self) -> None:
+        position = self.cache.length
+        self._new = self.cache.buffer[:, :, :, :, position].unbind(0)
+        self._seen = self.cache.buffer[:, :, :, :, : position + 1].unbind(0)
+        if self._visible is not None:
+            self.mask = self._visible[..., : position + 1]
+
+    def _entry(self, table: Tensor) -> Tensor:
+        position = self.cache.length - 1
+        if self._hidden_until is None:
+            return table[position : position + 1]
+        return table[position - self._hidden_until]
+
+
+class StaticSteps(Steps):
+    """The position is a tensor: every step is the same operations on the same memory."""
+
+    def __init__(self, transformer: Transformer, cache: KVCache) -> None:
+        super().__init__(transformer, cache)
+        self.position = self._index.new_full((1,), cache.length - 1)
+
+    @contextmanager
+    def rehearsal(self) -> Iterator[None]:
+        """A step inside goes back to where it came from: the next one overwrites it."""
+        position, length = self.position.clone(), self.cache.length
+        yield
+        self.position.copy_(position)
+        self.cache.length = length
+
+    def append(self, layer: int, pair: Tensor) -> Pair:
+        """Write keys and values (R, 2, H, dh); give the whole buffer."""
+        buffer = self.cache.buffer[layer]
+        buffer.index_copy_(3, self.position, pair.transpose(0, 1).unsqueeze(3))
+        return buffer.unbind(0)
+
+    def _move(self) -> None:
+        self.position += 1
+        self.mask = (self._index <= self.position)[None, None, None]
+        if self._visible is not None:
+            self.mask = self.mask & self._visible
+
+    def _entry(self, table: Tensor) -> Tensor:
+        position = self.position
+        return table[position if self._hidden_until is None else position - self._hidden_until]
+
+
+def _contiguous(pair: Pair | None) -> Pair | None:
+    return None if pair is None else (pair[0].contiguous(), pair[1].contiguous())
+
+
+def _split(changes: Tensor | None) -> tuple[Tensor, ...] | None:
+    """From (R, 1, 6 D) to six tensors (R, D); scales and gates are factors."""
+    if changes is None:
+        return None
+    scale, offset, gate, ff_scale, ff_offset, ff_gate = changes[:, 0].chunk(6, dim=-1)
+    return 1 + scale, offset, 1 + gate, 1 + ff_scale, ff_offset, 1 + ff_gate
+
+
+def _rotation_tables(index: Tensor, transformer: Transformer, dtype: torch.dtype) -> Rotation:
+    """Tables (max_len, 1, 1, dh) for all positions; what is not rotated has cosine 1."""
+    width, rest = transformer.rotary_dim, transformer.head_dim - transformer.rotary_dim
+    cos, sin = rotation_at(index, width, base=transformer.rotary_base)
+    first, second = sin[0].chunk(2, dim=-1)
+    cos = torch.nn.functional.pad(cos[0], (0, rest), value=1.0)
+    sin = torch.nn.functional.pad(torch.cat((-first, second), dim=-1), (0, rest))
+    features = torch.arange(transformer.head_dim, device=index.device)
+    partner = torch.cat((features[:width].roll(width // 2), features[width:]))
+    return Rotation(cos[:, None, None].to(dtype), sin[:, None, None].to(dtype), partner)

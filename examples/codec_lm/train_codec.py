@@ -1,0 +1,53 @@
+"""Make a codec from recordings; nothing is downloaded.
+
+    python examples/codec_lm/train_codec.py mel_rvq recordings codec.safetensors
+    python examples/codec_lm/train_codec.py convnext_istft shar codec.safetensors --seconds 600
+
+`mel_rvq` fits in seconds, keeps the spectrum and guesses the phase; `convnext_istft` is a small
+neural codec, which trains for minutes and keeps the waveform. Both have 50 frames a second.
+"""
+
+import argparse
+from pathlib import Path
+
+from whalesong.core.commands import run_command
+
+
+def make(options: argparse.Namespace) -> None:
+    """Make the codec, measure it on recordings left out, and say what to do with it."""
+    from whalesong.models.codec_lm import make_codec as making
+    from whalesong.modules.codec.files import save_codec
+    from whalesong.modules.codec.training import CodecRecipe
+
+    rate = options.sample_rate
+    audio = making.read_recordings(options.folder, sample_rate=rate, max_seconds=options.audio)
+    train, held_out = making.split_recordings(audio, seed=options.seed)
+    recipe = CodecRecipe(num_steps=options.steps, max_seconds=options.seconds, seed=options.seed)
+    sizes = {"num_codebooks": options.codebooks, "codebook_size": options.codebook_size}
+    codec = making.make_codec(options.type, train, sample_rate=rate, recipe=recipe, **sizes)
+    save_codec(codec, options.output)
+    making.write_examples(codec, held_out[:3], options.output.with_suffix(""))
+    print(f"{options.output}: {making.describe(codec, train)}")
+    print(f"Held out, some of it in {options.output.with_suffix('')}/:", end=" ")
+    print(making.measure_codec(codec, held_out))
+    print(f"Next: python examples/codec_lm/tokenize_shar.py SHAR_FOLDER {options.output}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("type", choices=["mel_rvq", "convnext_istft"])
+    parser.add_argument("folder", type=Path, help="lhotse shar, or audio files at any depth")
+    parser.add_argument("output", type=Path, help="the .safetensors file to write")
+    for name, default, text in (
+        ("--sample-rate", 16000, "in Hz"),
+        ("--codebooks", 4, "codes of a frame"),
+        ("--codebook-size", 512, "ids of a codebook"),
+        ("--steps", 2500, "of the training of convnext_istft"),
+        ("--seconds", None, "end the training earlier, after this time"),
+        ("--audio", 3600, "seconds of audio to read at most"),
+        ("--seed", 0, "of everything that is drawn"),
+    ):
+        parser.add_argument(name, type=int, default=default, help=f"{text} (%(default)s)")
+    run_command(lambda: make(parser.parse_args()))
