@@ -15,6 +15,7 @@ os.environ.setdefault(
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 TEXTS = ["turn on the light in the kitchen", "set the heating to twenty one degrees"] * 20
+MUSIC_TEXTS = ["a calm piano piece", "a fast techno beat with a synth lead", "rain", "slow tone"]
 
 
 @pytest.fixture(scope="session")
@@ -40,6 +41,66 @@ def tiny_llm(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         return built[key]
 
     return build
+
+
+@pytest.fixture(scope="session")
+def save_tokenizer() -> Callable[[Path], int]:
+    """Writes a word tokenizer that ends each text with </s>, as T5's does; returns its size."""
+
+    def save(folder: Path) -> int:
+        from tokenizers import Tokenizer, models, pre_tokenizers, processors
+        from transformers import PreTrainedTokenizerFast
+
+        words = sorted({word for text in MUSIC_TEXTS for word in text.split()})
+        vocab = {word: n for n, word in enumerate(["<pad>", "</s>", "<unk>", *words])}
+        tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="$A </s>", special_tokens=[("</s>", 1)]
+        )
+        special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+        PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
+        return len(vocab)
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def tiny_t5(
+    save_tokenizer: Callable[[Path], int], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Folder of an untrained T5 with its tokenizer."""
+    import torch
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    folder = tmp_path_factory.mktemp("t5")
+    config = T5Config(
+        vocab_size=save_tokenizer(folder), d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2,
+        dropout_rate=0.5,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    T5ForConditionalGeneration(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_encodec(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of an untrained EnCodec: 4 codebooks of 64 ids at 50 frames/s, of 32 kHz audio."""
+    import torch
+    from transformers import EncodecConfig, EncodecModel
+
+    torch.manual_seed(0)
+    config = EncodecConfig(
+        sampling_rate=32000, upsampling_ratios=[8, 5, 4, 4], target_bandwidths=[1.2],
+        codebook_size=64, hidden_size=16, num_filters=4, use_causal_conv=False,
+    )  # fmt: skip
+    model = EncodecModel(config)
+    for name, tensor in model.state_dict().items():
+        if name.endswith("codebook.embed"):
+            tensor.normal_(std=0.02)  # about as much as latents differ
+    folder = tmp_path_factory.mktemp("encodec")
+    model.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

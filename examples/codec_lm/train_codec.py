@@ -3,8 +3,8 @@
     python examples/codec_lm/train_codec.py mel_rvq recordings codec.safetensors
     python examples/codec_lm/train_codec.py convnext_istft shar codec.safetensors --seconds 600
 
-`mel_rvq` fits in seconds, keeps the spectrum and guesses the phase; `convnext_istft` is a small
-neural codec, which trains for minutes and keeps the waveform. Both have 50 frames a second.
+`mel_rvq` fits in seconds, keeps the spectrum and guesses the phase; `convnext_istft` trains for
+minutes and keeps the waveform. Both have 50 frames a second.
 """
 
 import argparse
@@ -26,10 +26,10 @@ def make(options: argparse.Namespace) -> None:
     sizes = {"num_codebooks": options.codebooks, "codebook_size": options.codebook_size}
     codec = making.make_codec(options.type, train, sample_rate=rate, recipe=recipe, **sizes)
     save_codec(codec, options.output)
-    making.write_examples(codec, held_out[:3], options.output.with_suffix(""))
+    listen = options.output.with_name(f"{options.output.stem}_examples")
+    making.write_examples(codec, held_out[:3], listen)
     print(f"{options.output}: {making.describe(codec, train)}")
-    print(f"Held out, some of it in {options.output.with_suffix('')}/:", end=" ")
-    print(making.measure_codec(codec, held_out))
+    print(f"Held out: {making.measure_codec(codec, held_out)}; listen in {listen}")
     print(f"Next: python examples/codec_lm/tokenize_shar.py SHAR_FOLDER {options.output}")
 
 
@@ -40,7 +40,7 @@ if __name__ == "__main__":
     parser.add_argument("type", choices=["mel_rvq", "convnext_istft"])
     parser.add_argument("folder", type=Path, help="lhotse shar, or audio files at any depth")
     parser.add_argument("output", type=Path, help="the .safetensors file to write")
-    for name, default, text in (
+    options = (
         ("--sample-rate", 16000, "in Hz"),
         ("--codebooks", 4, "codes of a frame"),
         ("--codebook-size", 512, "ids of a codebook"),
@@ -48,6 +48,7 @@ if __name__ == "__main__":
         ("--seconds", None, "end the training earlier, after this time"),
         ("--audio", 3600, "seconds of audio to read at most"),
         ("--seed", 0, "of everything that is drawn"),
-    ):
+    )
+    for name, default, text in options:
         parser.add_argument(name, type=int, default=default, help=f"{text} (%(default)s)")
     run_command(lambda: make(parser.parse_args()))

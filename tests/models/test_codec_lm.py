@@ -116,6 +116,19 @@ def test_no_gradient_reaches_the_codec(model: Any, music_shar: Path) -> None:
     model.zero_grad()
 
 
+def test_recomputed_activations_give_the_same_gradients(
+    build_codec_lm: Callable[..., Any], music_shar: Path
+) -> None:
+    gradients = []
+    for recompute in (False, True):
+        model = build_codec_lm(activation_checkpointing=recompute)
+        assert model.model.backbone.transformer.checkpointing is recompute
+        model.parts.loss.loss_fn(batch_of(model, music_shar))["loss"].backward()
+        gradients.append([p.grad for p in model.parameters() if p.grad is not None])
+    for plain, again in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, again)
+
+
 def test_empty_batch_has_a_loss_of_zero(model: Any) -> None:
     outputs = model.parts.loss.loss_fn(model.parts.train_collator([]))
     assert outputs["loss"] == 0 and outputs["num_targets"] == 0

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from whalesong.models.codec_lm.backbone import ContinuousTransformerAudioLMBackbone, padding_first
-from whalesong.models.codec_lm.backbone_config import ContinuousTransformerFields
+from whalesong.models.codec_lm.backbone_config import ContinuousTransformerConfig
 from whalesong.modules.conditioning.conditioner import Condition
 
 SMALL = {"embed_dim": 64, "depth": 2, "dim_heads": 32}
@@ -87,9 +87,9 @@ def test_padding_first_keeps_the_order() -> None:
 
 
 def test_both_spellings_describe_the_same() -> None:
-    native = ContinuousTransformerFields(embed_dim=256, depth=3, dim_heads=64)
-    alias = ContinuousTransformerFields(d_model=256, n_layers=3, n_heads=4, causal=True)
-    both = ContinuousTransformerFields(**native.model_dump(exclude_none=True), n_heads=4)
+    native = ContinuousTransformerConfig(embed_dim=256, depth=3, dim_heads=64)
+    alias = ContinuousTransformerConfig(d_model=256, n_layers=3, n_heads=4, causal=True)
+    both = ContinuousTransformerConfig(**native.model_dump(exclude_none=True), n_heads=4)
     shapes = [(f.embed_dim, f.d_model, f.depth, f.n_layers, f.dim_heads) for f in (native, alias)]
     assert shapes == [(256, 256, 3, 3, 64)] * 2 and both.dim_heads == 64
 

@@ -12,6 +12,7 @@ _NUM_BANDS = 15
 _LOWEST_BAND = 150.0
 _SEGMENT = 30
 _SILENCE_DB = 40.0
+_LOWEST_LEVEL = -200.0
 _CLIP_DB = 15.0
 _TINY = 1e-12
 
@@ -47,7 +48,7 @@ def _without_silence(clean: np.ndarray, noisy: np.ndarray) -> tuple[np.ndarray, 
     """Both signals without the frames in which the clean one is silent."""
     clean_frames, noisy_frames = _frames(clean), _frames(noisy)
     levels = 20 * np.log10(_norm(clean_frames)[:, 0] + _TINY)
-    loud = levels > levels.max(initial=-np.inf) - _SILENCE_DB
+    loud = levels > max(levels.max() - _SILENCE_DB, _LOWEST_LEVEL)
     return _overlap_add(clean_frames[loud]), _overlap_add(noisy_frames[loud])
 
 

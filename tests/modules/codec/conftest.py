@@ -59,9 +59,9 @@ def make_mimi(folder: Path) -> dict[str, Any]:
     fields = {
         "sampling_rate": 1600, "hidden_size": 16, "num_filters": 4, "upsampling_ratios": [4, 2],
         "codebook_size": 16, "codebook_dim": 8, "vector_quantization_hidden_dimension": 8,
-        "num_quantizers": 4, "num_semantic_quantizers": 2, "upsample_groups": 16, 
-        "num_hidden_layers": 2, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2,
-        "sliding_window": 9,
+        "num_quantizers": 4, "num_semantic_quantizers": 2, "upsample_groups": 16,
+        "num_hidden_layers": 2, "intermediate_size": 32, "num_attention_heads": 2,
+        "num_key_value_heads": 2, "sliding_window": 9,
     }  # fmt: skip
     randomize(MimiModel(MimiConfig(**fields))).save_pretrained(folder)
     return {"type": "mimi", "config": {"model_path": str(folder)}}

@@ -85,7 +85,7 @@ def test_weights_that_do_not_fit(exported: tuple[dict[str, Any], Any], tmp_path:
     with pytest.raises(ValueError, match="holds no weights that can be read"):
         build(tmp_path / "b.ckpt", **config["model"])
     with pytest.raises(ValueError, match="must be a file or a folder"):
-        build(tmp_path / "nothing", **config["model"])
+        build(Path("nothing"), **config["model"])
 
 
 @pytest.mark.parametrize(
@@ -108,6 +108,8 @@ def test_weights_that_do_not_fit(exported: tuple[dict[str, Any], Any], tmp_path:
         ({"latent_dim": 5}, ValueError, r"as wide as `latent_dim` \(5\), but is 4"),
         ({"encoder": {"type": "oobleck", "config": {"chanels": 1}}}, ValueError, "`channels`"),
         ({"encoder": {"type": "oobleck", "config": {"strides": [8]}}}, ValueError, "1 values"),
+        ({"encoder": {"type": "oobleck", "confg": {}}}, ValueError, "`confg`.*`config`"),
+        ({"bottleneck": {"type": "fsq", "confg": {}}}, ValueError, "`confg`.*`config`"),
         ({"bottleneck": {"type": "fsq"}}, ValueError, "must give `levels`"),
     ],
 )

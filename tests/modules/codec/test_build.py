@@ -39,6 +39,22 @@ def test_missing_parts_are_named(kind: str, tmp_path: Path) -> None:
         build_codec({"type": kind, "config": {"model_path": str(tmp_path)}})
 
 
+@pytest.mark.parametrize(
+    ("kind", "config"),
+    [
+        ("mimi", {"model_path": "/no/folder"}),
+        ("dac_pretrained", {"model_path": "no/weights.pth"}),
+        ("nemo_codec", {"model_path": "no/codec.nemo"}),
+        ("mel_rvq", {"model_path": "no/codec.safetensors"}),
+        ("autoencoder", {"autoencoder_ckpt": "no/model.ckpt"}),
+    ],
+)
+def test_paths_to_nothing_are_named(kind: str, config: dict[str, str]) -> None:
+    ((name, path),) = config.items()
+    with pytest.raises(FileNotFoundError, match=f"`{name}` .* is '{path}': no such file"):
+        build_codec({"type": kind, "config": config})
+
+
 def test_another_kind_of_model_is_refused(codec_section: Callable[[str], dict[str, Any]]) -> None:
     config = codec_section("dac")["config"]
     with pytest.raises(ValueError, match="must hold a model of type 'mimi', but holds 'dac'"):

@@ -49,3 +49,21 @@ def test_what_codes_cannot_describe_is_refused(tmp_path: Path) -> None:
     EncodecModel(config).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="`normalize: False`"):
         build_codec({"type": "encodec", "config": {"model_path": str(tmp_path)}})
+
+
+@pytest.mark.parametrize("name", ["encodec", "autoencoder seanet rvq"])
+def test_streaming_decodes_nothing_twice(name: str, build_tiny: Callable[..., Codec]) -> None:
+    codec, frames = build_tiny(name), 0
+
+    def count(_: Any, inputs: tuple[torch.Tensor, ...], __: Any) -> None:
+        nonlocal frames
+        frames += len(inputs[0])
+
+    hook = codec.decoder.layers[1].lstm.register_forward_hook(count)
+    assert codec.streaming_decoder().flush().shape[2] == 0
+    decoder = codec.streaming_decoder()
+    for piece in torch.randint(16, (2, codec.num_codebooks, 50)).split(5, dim=2):
+        decoder.push(piece)
+    decoder.flush()
+    hook.remove()
+    assert frames == 50

@@ -138,7 +138,9 @@ def test_codebooks_are_used(codes: Tensor) -> None:
     assert all(len(row.unique()) > 60 for row in codes[0])
 
 
-def test_fewer_codebooks_are_the_first_ones(codec: MelRVQCodec, held_out_audio: list[Tensor]) -> None:
+def test_fewer_codebooks_are_the_first_ones(
+    codec: MelRVQCodec, held_out_audio: list[Tensor]
+) -> None:
     audio = held_out_audio[0][None, None]
     assert torch.equal(codec.truncated(2).encode(audio)[0], codec.encode(audio)[0][:, :2])
     with pytest.raises(ValueError, match="from 1 to 4, .* but is 5"):

@@ -1,5 +1,6 @@
 """NeMo's audio codec: the same codes and samples as NeMo gives."""
 
+import json
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -55,3 +56,13 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         section = {"type": "nemo_codec", "config": {"model_path": str(tmp_path / name)}}
         with pytest.raises(ValueError, match="must be a `.nemo` file"):
             build_codec(section)
+
+
+def test_classes_outside_nemo_are_refused(build_tiny: Callable[..., Codec], tmp_path: Path) -> None:
+    content = json.loads(build_tiny("nemo fsq").assets["codec.json"])
+    mark = tmp_path / "mark"
+    content["config"]["audio_decoder"] = {"_target_": "os.mkdir", "path": str(mark)}
+    assets = {"codec.json": json.dumps(content).encode()}
+    with pytest.raises(ValueError, match="os.mkdir"):
+        build_codec({"type": "nemo_codec", "config": {"model_path": ""}}, assets=assets)
+    assert not mark.exists()

@@ -32,23 +32,6 @@ class Example:
         return build_conditioner(self.type, fields, **options)
 
 
-def save_tokenizer(folder: Path) -> int:
-    """A word tokenizer that ends each text with </s>, as T5's does; returns its size."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    words = sorted({word for text in TEXTS for word in text.split()})
-    vocab = {word: n for n, word in enumerate(["<pad>", "</s>", "<unk>", *words])}
-    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="$A </s>", special_tokens=[("</s>", 1)]
-    )
-    special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
-    return len(vocab)
-
-
 @pytest.fixture(scope="session")
 def codec() -> Codec:
     """A real codec: 3 codebooks of 8 codes, 100 frames a second."""
@@ -73,21 +56,9 @@ def codec_file(tmp_path_factory: pytest.TempPathFactory, codec: Codec) -> Path:
 
 
 @pytest.fixture(scope="session")
-def t5_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from transformers import T5Config, T5ForConditionalGeneration
-
-    folder = tmp_path_factory.mktemp("t5")
-    size = save_tokenizer(folder)
-    config = T5Config(
-        vocab_size=size, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, dropout_rate=0.5
-    )
-    torch.manual_seed(0)
-    T5ForConditionalGeneration(config).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def t5gemma_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def t5gemma_folder(
+    save_tokenizer: Callable[[Path], int], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     from transformers import T5GemmaConfig, T5GemmaForConditionalGeneration, T5GemmaModuleConfig
 
     folder = tmp_path_factory.mktemp("t5gemma")
@@ -103,7 +74,9 @@ def t5gemma_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def llm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def llm_folder(
+    save_tokenizer: Callable[[Path], int], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     folder = tmp_path_factory.mktemp("llm")
@@ -117,7 +90,9 @@ def llm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def clap_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def clap_folder(
+    save_tokenizer: Callable[[Path], int], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     from transformers import ClapConfig, ClapFeatureExtractor, ClapModel
 
     folder = tmp_path_factory.mktemp("clap")
@@ -177,7 +152,7 @@ def make_example(name: str, fixture: Callable[[str], Any], codec: Codec) -> Exam
         case "list":
             fields, values = {"options": ["rock", "jazz"]}, ["jazz", "polka", "rock"]
         case "lut":
-            folder = fixture("t5_folder")
+            folder = fixture("tiny_t5")
             fields = {"tokenizer_name": str(folder), "use_abs_pos_emb": True}
             fields |= {"special_tokens": ["[loud]"], "project_out": True}
             values = [*TEXTS[:2], "[loud] rain"]
@@ -194,7 +169,7 @@ def make_example(name: str, fixture: Callable[[str], Any], codec: Codec) -> Exam
             fields |= {"source_keys": ["drums", "bass"], "allow_null_source": True}
             values = [{"drums": audio, "bass": codes}, {}, {"bass": recordings[2]}]
         case "t5" | "t5 learned":
-            fields, values = {"t5_model_name": str(fixture("t5_folder"))}, TEXTS
+            fields, values = {"t5_model_name": str(fixture("tiny_t5"))}, TEXTS
             fields |= {"max_length": 10, "padding_mode": "learned"} if name != "t5" else {}
         case "text" | "text without layers":
             fields = {"width": 16, "num_layers": 0 if name != "text" else 1}

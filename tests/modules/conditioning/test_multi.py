@@ -126,10 +126,10 @@ def test_every_weight_has_a_gradient_even_without_any_value() -> None:
         assert weight.grad is not None and not weight.grad.any()
 
 
-def test_assets_and_weights_make_it_again(t5_folder, codec_file, codec: Codec) -> None:
+def test_assets_and_weights_make_it_again(tiny_t5, codec_file, codec: Codec) -> None:
     own = {"type": "mel_rvq", "config": {"model_path": str(codec_file)}}
     configs = [
-        {"id": "text", "type": "t5", "config": {"t5_model_name": str(t5_folder)}},
+        {"id": "text", "type": "t5", "config": {"t5_model_name": str(tiny_t5)}},
         {"id": "prompt", "type": "audio_prompt"},
         {"id": "stem", "type": "pretransform",
          "config": {"sample_rate": 8000, "pretransform_config": own}},

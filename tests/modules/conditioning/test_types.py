@@ -98,9 +98,9 @@ def test_output_dim_among_the_fields_wins() -> None:
     assert conditioner.output_dim == 5 and conditioner([1]).embeds.shape == (1, 1, 5)
 
 
-def test_both_names_of_the_token_table_are_known(t5_folder: Path) -> None:
+def test_both_names_of_the_token_table_are_known(tiny_t5: Path) -> None:
     for name in ("lut", "tokenizer_lut"):
-        condition = build(name, tokenizer_name=str(t5_folder), max_length=3)(["a calm piano piece"])
+        condition = build(name, tokenizer_name=str(tiny_t5), max_length=3)(["a calm piano piece"])
         assert condition.mask.tolist() == [[True] * 3]
 
 
@@ -112,34 +112,34 @@ def test_phonemes_of_a_text_come_from_any_function() -> None:
     assert torch.equal(condition.embeds[0], condition.embeds[1])
 
 
-def test_t5_equals_transformers(t5_folder: Path) -> None:
+def test_t5_equals_transformers(tiny_t5: Path) -> None:
     from transformers import AutoTokenizer, T5EncoderModel
 
     texts = ["a calm piano piece", "rain"]
-    encoder = T5EncoderModel.from_pretrained(t5_folder).eval()
-    inputs = AutoTokenizer.from_pretrained(t5_folder)(texts, padding=True, return_tensors="pt")
+    encoder = T5EncoderModel.from_pretrained(tiny_t5).eval()
+    inputs = AutoTokenizer.from_pretrained(tiny_t5)(texts, padding=True, return_tensors="pt")
     inputs = {key: inputs[key] for key in ("input_ids", "attention_mask")}
     expected = encoder(**inputs).last_hidden_state
     for project_out in (False, True):
-        conditioner = build("t5", output_dim=16, model_path=str(t5_folder), project_out=project_out)
+        conditioner = build("t5", output_dim=16, model_path=str(tiny_t5), project_out=project_out)
         expected = conditioner.proj_out(expected) * inputs["attention_mask"].unsqueeze(-1)
         condition = conditioner.train()(texts)
         torch.testing.assert_close(condition.embeds, expected, atol=1e-6, rtol=1e-5)
         assert torch.equal(condition.mask, inputs["attention_mask"].bool())
 
 
-def test_t5_is_trained_only_where_it_is_asked_for(t5_folder: Path) -> None:
-    conditioner = build("t5", t5_model_name=str(t5_folder), enable_grad=True).train()
+def test_t5_is_trained_only_where_it_is_asked_for(tiny_t5: Path) -> None:
+    conditioner = build("t5", t5_model_name=str(tiny_t5), enable_grad=True).train()
     conditioner(["rain", "a calm piano piece"]).embeds.square().sum().backward()
     assert all(weight.grad is not None for weight in conditioner.parameters())
-    frozen = build("t5", t5_model_name=str(t5_folder))
+    frozen = build("t5", t5_model_name=str(tiny_t5))
     assert [name for name, weight in frozen.named_parameters() if weight.requires_grad] == [
         "proj_out.weight", "proj_out.bias",
     ]  # fmt: skip
 
 
-def test_learned_padding_fills_up_to_the_longest_text_there_can_be(t5_folder: Path) -> None:
-    conditioner = build("t5", model_path=str(t5_folder), max_length=7, padding_mode="learned")
+def test_learned_padding_fills_up_to_the_longest_text_there_can_be(tiny_t5: Path) -> None:
+    conditioner = build("t5", model_path=str(tiny_t5), max_length=7, padding_mode="learned")
     condition = conditioner(["rain", None])
     assert condition.mask.tolist() == [[True] * 7, [False] * 7]
     assert torch.equal(condition.embeds[0, 2:], conditioner.padding.expand(5, -1))

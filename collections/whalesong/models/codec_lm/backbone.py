@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from whalesong.models.codec_lm.backbone_config import (
     MIN_ROTARY_DIM,
-    ContinuousTransformerFields,
+    ContinuousTransformerConfig,
 )
 from whalesong.modules.conditioning.conditioner import Condition
 from whalesong.modules.kv_cache import KVCache
@@ -19,7 +19,7 @@ class ContinuousTransformerAudioLMBackbone(nn.Module):
     """From embedded codes and conditions to hidden states of the codes.
 
     Args:
-        config: the fields of `ContinuousTransformerFields`, in either spelling.
+        config: the fields of `ContinuousTransformerConfig`, in either spelling.
 
     Raises:
         ValueError: a field is unknown, contradicts another or asks for what is not supported.
@@ -27,7 +27,7 @@ class ContinuousTransformerAudioLMBackbone(nn.Module):
 
     def __init__(self, **config: Any) -> None:
         super().__init__()
-        fields = ContinuousTransformerFields(**config)
+        fields = ContinuousTransformerConfig(**config)
         width = fields.embed_dim
         self.fields = fields
         self.d_model = width
@@ -138,7 +138,7 @@ class ContinuousTransformerAudioLMBackbone(nn.Module):
                                  f"({condition.shape[-1]}), but is {width}.")  # fmt: skip
 
 
-def transformer_arguments(fields: ContinuousTransformerFields) -> dict[str, Any]:
+def transformer_arguments(fields: ContinuousTransformerConfig) -> dict[str, Any]:
     """The arguments of `Transformer` for the fields of the backbone."""
     width, head_dim = fields.embed_dim, fields.dim_heads
     memory_dim = width if fields.project_cross_attn_cond else fields.cross_attn_cond_dim

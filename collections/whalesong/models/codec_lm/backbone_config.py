@@ -68,7 +68,7 @@ class NormFields(BackboneFields):
     eps: float = Field(1e-5, gt=0)
 
 
-class ContinuousTransformerFields(BackboneFields):
+class ContinuousTransformerConfig(BackboneFields):
     """`lm.config` of the type `continuous_transformer`.
 
     After validation `embed_dim`, `depth` and `dim_heads` are always set.
@@ -130,7 +130,7 @@ class ContinuousTransformerFields(BackboneFields):
     modular_local_cond_configs: Absent = None
 
     @model_validator(mode="after")
-    def _resolved(self) -> "ContinuousTransformerFields":
+    def _resolved(self) -> "ContinuousTransformerConfig":
         width = self._same("embed_dim", "d_model")
         self._same("depth", "n_layers")
         heads = self.n_heads

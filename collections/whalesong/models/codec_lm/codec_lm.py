@@ -10,7 +10,6 @@ from whalesong.core.errors import ConfigError
 from whalesong.core.freezing import freeze_parameters
 from whalesong.core.job_config import PredictConfig
 from whalesong.core.language_model import LanguageModelPT
-from whalesong.core.parallel import checkpoint_activations
 from whalesong.core.parts import Batch, Evaluation, Parts
 from whalesong.data.datamodule import build_loader
 from whalesong.metrics.likelihood import CodeLikelihood
@@ -62,7 +61,7 @@ class CodecLMModel(LanguageModelPT):
             names_of=lambda name: [] if is_lora(name) else [canonical_name(name)],
         )
         if section.get("activation_checkpointing"):
-            checkpoint_activations(model.lm.backbone.transformer.layers)
+            model.lm.backbone.transformer.checkpointing = True
         config = CodecLMConfig.model_validate(section)
         self._conditions = used_conditions(config)
         self._samples, self._num_validations = config.samples, 0

@@ -121,7 +121,11 @@ def build_audio_lm(
             weights follow. None loads codec and encoders from where the configuration says.
     """
     model = container.model
-    codec = build_codec(model.pretransform, assets=_with_prefix(assets, CODEC_ASSETS))
+    codec = build_codec(
+        model.pretransform,
+        assets=_with_prefix(assets, CODEC_ASSETS),
+        sample_rate=container.sample_rate,
+    )
     _check_audio(container, codec)
     conditioner = None
     if model.conditioning is not None:

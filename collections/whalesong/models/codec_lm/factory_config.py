@@ -19,9 +19,7 @@ from pydantic import (
     field_validator,
 )
 
-from whalesong.models.codec_lm.backbone_config import (
-    ContinuousTransformerFields as ContinuousTransformerConfig,
-)
+from whalesong.models.codec_lm.backbone_config import ContinuousTransformerConfig
 
 
 class LanguageModelType(StrEnum):

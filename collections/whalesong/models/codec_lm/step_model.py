@@ -67,7 +67,7 @@ class GuidedStepModel:
         self._captured = None
         return self._logits(self._mixed(hidden[:, -1]), codebooks)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def step(self, tokens: Tensor, *, codebooks: slice | None = None) -> Tensor:
         """Take one more step (B, K); logits (B, K, V) of the step after it."""
         if not self._captures:
@@ -88,13 +88,13 @@ class GuidedStepModel:
     def _hidden(self, tokens: Tensor) -> Tensor:
         """From one step (B, K) to mixed hidden states (B, D)."""
         ids = tokens + self.lm.offsets[:, 0]
-        x = functional.embedding_bag(ids, self.lm.embedding.weight, mode="sum")
+        x = functional.embedding(ids, self.lm.embedding.weight).sum(dim=1)
         return self._mixed(self._decoder.step(self._rows(x), self._steps))
 
     def _rows(self, x: Tensor) -> Tensor:
         """From B rows to those of all variants, one variant after the other."""
         variants = len(self._weights)
-        return x if variants == 1 else x.repeat(variants, *[1] * (x.dim() - 1))
+        return x if variants == 1 else torch.cat([x] * variants)
 
     def _mixed(self, hidden: Tensor) -> Tensor:
         """From the hidden states of all variants to guided ones (B, D)."""

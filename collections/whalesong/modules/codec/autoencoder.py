@@ -15,15 +15,15 @@ from whalesong.modules.codec.autoencoder_files import (
 )
 from whalesong.modules.codec.autoencoder_parts import build_decoder, build_encoder
 from whalesong.modules.codec.bottleneck import build_bottleneck
-from whalesong.modules.codec.codec import Codec
+from whalesong.modules.codec.codec import Codec, StreamingDecoder
 from whalesong.modules.codec.config import AutoencoderFields
-from whalesong.modules.codec.encodec import seanet_layers
 from whalesong.modules.codec.pretrained import ASSET
 from whalesong.modules.codec.receptive_field import (
     Upsampling,
     decoder_layers,
     receptive_field,
 )
+from whalesong.modules.codec.seanet import SeanetStreamingDecoder, seanet_layers
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +76,8 @@ class AutoencoderCodec(Codec):
         sample_rate = fields.sample_rate
         if fields.encoder is None:
             config = read_model_config(path)
-            description, sample_rate = config["model"], config.get("sample_rate", sample_rate)
+            description = config.get("model", config)
+            sample_rate = config.get("sample_rate", sample_rate)
         if sample_rate is None:
             raise AssertionError("sample_rate must be specified in model config")
         codec = cls(description, sample_rate=sample_rate)
@@ -96,6 +97,13 @@ class AutoencoderCodec(Codec):
         """Build without weights."""
         content = json.loads(assets[ASSET])
         return cls(content["model"], sample_rate=content["sample_rate"])
+
+    def streaming_decoder(self) -> StreamingDecoder:
+        """A decoder that takes codes piece by piece."""
+        if self.receptive_field[0] is not None:
+            return StreamingDecoder(self)
+        layers = [*self.decoder.layers, nn.Tanh() if self.soft_clip else nn.Identity()]
+        return SeanetStreamingDecoder(self, latents=self.bottleneck.decode, layers=layers)
 
     def _encode(self, audio: Tensor) -> Tensor:
         num_frames = audio.shape[2] // self.downsampling_ratio

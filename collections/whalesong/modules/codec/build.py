@@ -4,6 +4,7 @@ import importlib
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ _CLASSES = {
     "mimi": "mimi.MimiCodec",
     "nemo_codec": "nemo_codec.NemoCodec",
 }
+_FILES = (".nemo", ".pth", ".ckpt", ".safetensors")
 
 
 def build_codec(
@@ -50,10 +52,13 @@ def build_codec(
         AssertionError: no type, or a pretransform without codes.
         NotImplementedError: unknown type.
         ValueError: unknown field, wrong value, or pretrained parts that cannot be read.
+        FileNotFoundError: a file or folder that does not exist.
     """
     fields = parse_section(section)
     if "sample_rate" in type(fields).model_fields and fields.sample_rate is None:
         fields = fields.model_copy(update={"sample_rate": sample_rate})
+    if assets is None:
+        _check_path(fields)
     module, name = _CLASSES[section["type"]].split(".")
     codec_class = getattr(importlib.import_module(f"{__package__}.{module}"), name)
     with _default_dtype(torch.float32):
@@ -89,6 +94,14 @@ def _check_options(section: Mapping[str, Any]) -> None:
     ignored = [key for key, value in options.items() if value != known[key].default]
     if ignored:
         logger.warning("Fields of the pretransform without effect on codes: %s.", ignored)
+
+
+def _check_path(fields: CodecFields) -> None:
+    """Refuse a path to nothing before anything heavy is imported; hub names are no paths."""
+    for name in ("model_path", "autoencoder_ckpt"):
+        path = Path(getattr(fields, name, None) or ".")
+        if (path.is_absolute() or path.suffix in _FILES) and not path.exists():
+            raise FileNotFoundError(f"`{name}` of the pretransform is '{path}': no such file.")
 
 
 @contextmanager

@@ -85,13 +85,18 @@ class Codec(nn.Module, ABC):
         Raises:
             ValueError: another number of codebooks, or an id that no codebook has.
         """
-        self._check_codes(codes)
+        self.check_codes(codes)
         if codes.shape[2] == 0:
             return torch.zeros(len(codes), self.num_channels, 0, device=codes.device)
         with torch.no_grad(), torch.autocast(codes.device.type, enabled=False):
             return self._decode(codes)
 
-    def _check_codes(self, codes: Tensor) -> None:
+    def check_codes(self, codes: Tensor) -> None:
+        """Refuse what no `encode` gives.
+
+        Raises:
+            ValueError: another number of codebooks, or an id that no codebook has.
+        """
         if codes.dim() != 3 or codes.shape[1] != self.num_codebooks:
             raise ValueError(
                 f"`codes` must be (B, {self.num_codebooks}, F), but is {tuple(codes.shape)}."

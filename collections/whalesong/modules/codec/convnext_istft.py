@@ -9,7 +9,7 @@ from whalesong.modules.codec.quantizer import ResidualVectorQuantizer
 from whalesong.modules.codec.spectrum import ShortTimeFourier
 
 _INPUT_SCALE = 3.0
-_MAX_LOG_MAGNITUDE = 7.0
+_MAX_LOG_GAIN = 6.0
 
 
 class ConvNextISTFTSizes(CodecSizes):
@@ -36,10 +36,10 @@ class ConvNextISTFTSizes(CodecSizes):
 
 
 class ConvNextISTFTCodec(OwnCodec):
-    """Windowed samples -> ConvNeXt blocks -> residual quantizer -> ConvNeXt blocks -> inverse transform.
+    """Windowed samples, ConvNeXt blocks, the quantizer, ConvNeXt blocks, an inverse transform.
 
-    Nothing is resampled inside, which makes it fast; the phase comes from the decoder. Train it
-    with `train_convnext_codec`.
+    Everything inside runs at the frame rate, which makes it fast. Train it with
+    `train_convnext_codec`.
     """
 
     type_name = "convnext_istft"
@@ -54,7 +54,7 @@ class ConvNextISTFTCodec(OwnCodec):
             codebook_size=sizes.codebook_size,
             dim=sizes.latent_dim,
         )
-        self.decoder = _stack(sizes.latent_dim, 2 * self.transform.num_bins, sizes)
+        self.decoder = _stack(sizes.latent_dim, 3 * self.transform.num_bins, sizes)
         overlap = -(-self.transform.margin // sizes.hop_length)
         reach = sizes.num_blocks * (sizes.kernel_size // 2) + overlap
         self.receptive_field = (reach, reach)
@@ -66,9 +66,10 @@ class ConvNextISTFTCodec(OwnCodec):
 
     def synthesize(self, vectors: Tensor) -> Tensor:
         """Vectors (B, F, latent_dim) -> audio (B, F * hop_length)."""
-        log_magnitudes, phases = self.decoder(vectors).chunk(2, dim=-1)
-        magnitudes = log_magnitudes.clamp_max(_MAX_LOG_MAGNITUDE).exp()
-        return self.transform.inverse(torch.polar(magnitudes, phases))
+        real, imaginary, log_gains = self.decoder(vectors).chunk(3, dim=-1)
+        # A linear part learns within few steps; gains let it be loud and soft.
+        gains = log_gains.clamp_max(_MAX_LOG_GAIN).exp()
+        return self.transform.inverse(torch.complex(gains * real, gains * imaginary))
 
     def _encode(self, audio: Tensor) -> Tensor:
         return self.quantizer.encode(self.latents(audio[:, 0]))

@@ -1,12 +1,10 @@
 """EnCodec (Defossez et al., 2022, arXiv:2210.13438) through `transformers`."""
 
-import math
 from collections.abc import Mapping
 from typing import Self
 
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import EncodecConfig, EncodecModel
-from transformers.models.encodec.modeling_encodec import EncodecConv1d, EncodecConvTranspose1d
 
 from whalesong.modules.codec.codec import Codec
 from whalesong.modules.codec.config import EncodecFields
@@ -17,12 +15,8 @@ from whalesong.modules.codec.pretrained import (
     load_pretrained,
     read_description,
 )
-from whalesong.modules.codec.receptive_field import (
-    Reach,
-    Upsampling,
-    conv_reach,
-    receptive_field,
-)
+from whalesong.modules.codec.receptive_field import receptive_field
+from whalesong.modules.codec.seanet import SeanetStreamingDecoder, seanet_layers
 
 
 class EncodecCodec(Codec):
@@ -66,6 +60,14 @@ class EncodecCodec(Codec):
         config, num_quantizers = read_description(assets)
         return cls(EncodecModel(EncodecConfig(**config)), num_quantizers=num_quantizers)
 
+    def streaming_decoder(self) -> SeanetStreamingDecoder:
+        """A decoder that takes codes piece by piece."""
+        return SeanetStreamingDecoder(
+            self,
+            latents=lambda codes: self.quantizer.decode(codes.transpose(0, 1)),
+            layers=list(self.decoder.layers),
+        )
+
     def _encode(self, audio: Tensor) -> Tensor:
         return self.quantizer.encode(self.encoder(audio)).transpose(0, 1)
 
@@ -86,22 +88,3 @@ def _check_plain(config: EncodecConfig) -> None:
             f"EnCodec must have `norm_type: weight_norm`, so that a frame depends on its "
             f"neighbours only, but has '{config.norm_type}'."
         )
-
-
-def seanet_layers(decoder: nn.Module) -> list[Reach | Upsampling]:
-    """The convolutions of a SEANet decoder of `transformers`, in their order."""
-    layers: list[Reach | Upsampling] = []
-    for module in decoder.modules():
-        if isinstance(module, EncodecConv1d):
-            reflect = module.pad_mode == "reflect"
-            layers.append(conv_reach(module.conv, causal=module.causal, reflect=reflect))
-        elif isinstance(module, EncodecConvTranspose1d):
-            layers.append(_upsampling(module))
-    return layers
-
-
-def _upsampling(module: EncodecConvTranspose1d) -> Upsampling:
-    kernel, stride = module.conv.kernel_size[0], module.conv.stride[0]
-    cut = kernel - stride
-    right = math.ceil(cut * module.trim_right_ratio) if module.causal else cut // 2
-    return Upsampling(kernel, stride, cut - right)

@@ -14,10 +14,7 @@ def nearest(vectors: Tensor, centroids: Tensor) -> Tensor:
     centroids = centroids.double()
     half_norms = centroids.square().sum(1) / 2
     return torch.cat(
-        [
-            (chunk.double() @ centroids.T - half_norms).argmax(1)
-            for chunk in vectors.split(_CHUNK)
-        ]
+        [(chunk.double() @ centroids.T - half_norms).argmax(1) for chunk in vectors.split(_CHUNK)]
     )
 
 

@@ -98,6 +98,7 @@ class BlockStreamingDecoder(StreamingDecoder):
 
     def push(self, codes: Tensor) -> Tensor:
         """Take frames (B, K, f), which may be none; return samples (B, 1, n) that are settled."""
+        self.codec._check_codes(codes)
         with torch.no_grad(), torch.autocast(codes.device.type, enabled=False):
             magnitudes = self.codec.magnitudes(codes)
             blocks = self._vocoder.blocks

@@ -82,7 +82,9 @@ class CodebookLearner:
         self._counts.fill_(1)
         self._sums.copy_(books)
 
-    def __call__(self, vectors: Tensor, *, num_codebooks: int | None = None) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, vectors: Tensor, *, num_codebooks: int | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Quantize a batch and learn from it.
 
         Args:

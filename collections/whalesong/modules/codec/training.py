@@ -31,7 +31,8 @@ class CodecRecipe:
         warmup_steps: first steps without the quantizer, so that k-means finds sensible vectors; at
             most a quarter of the training.
         start_crops: crops whose vectors the codebooks start from.
-        waveform_weight: of the distance of samples; a high one favours a matching phase.
+        waveform_weight: of the distance of samples at the beginning; phases are learned from it.
+        final_waveform_weight: the same at the end; it changes evenly.
         magnitude_weight: of the distance of spectral magnitudes.
         log_weight: of the distance of their logarithms, which sees soft sounds.
         commitment_weight: of the distance between vectors and their quantized ones.
@@ -47,8 +48,9 @@ class CodecRecipe:
     learning_rate: float = 2e-3
     warmup_steps: int = 150
     start_crops: int = 256
-    waveform_weight: float = 10.0
-    magnitude_weight: float = 24.0
+    waveform_weight: float = 40.0
+    final_waveform_weight: float = 10.0
+    magnitude_weight: float = 8.0
     log_weight: float = 0.1
     commitment_weight: float = 1.0
     cut_probability: float = 0.1
@@ -94,20 +96,17 @@ def train_convnext_codec(
 class ReconstructionLoss(nn.Module):
     """Distance of samples, of magnitudes and of their logarithms at four time scales."""
 
-    def __init__(
-        self, *, waveform_weight: float, magnitude_weight: float, log_weight: float
-    ) -> None:
+    def __init__(self, *, magnitude_weight: float, log_weight: float) -> None:
         super().__init__()
-        self.waveform_weight = waveform_weight
         self.magnitude_weight = magnitude_weight
         self.log_weight = log_weight
         self.transforms = nn.ModuleList(
             ShortTimeFourier(n_fft, n_fft // 4) for n_fft in _LOSS_WINDOWS
         )
 
-    def forward(self, audio: Tensor, target: Tensor) -> Tensor:
+    def forward(self, audio: Tensor, target: Tensor, *, waveform_weight: float) -> Tensor:
         """The loss of audio (B, N) that should be `target` (B, N)."""
-        loss = self.waveform_weight * (audio - target).abs().mean()
+        loss = waveform_weight * (audio - target).abs().mean()
         for transform in self.transforms:
             ours, theirs = transform(audio).abs(), transform(target).abs()
             # The magnitudes of noise grow with the root of the window.
@@ -132,9 +131,7 @@ class _Training:
         self._draws = torch.Generator().manual_seed(recipe.seed)
         self._learner = CodebookLearner(self.codec.quantizer, seed=recipe.seed)
         self._loss = ReconstructionLoss(
-            waveform_weight=recipe.waveform_weight,
-            magnitude_weight=recipe.magnitude_weight,
-            log_weight=recipe.log_weight,
+            magnitude_weight=recipe.magnitude_weight, log_weight=recipe.log_weight
         )
         self._quantizes = False
         self._optimizer = torch.optim.AdamW(
@@ -149,7 +146,7 @@ class _Training:
         for group in self._optimizer.param_groups:
             falling = 0.5 + 0.5 * math.cos(math.pi * share)
             group["lr"] = self._recipe.learning_rate * rising * falling
-        loss = self._batch_loss()
+        loss = self._batch_loss(share)
         self._optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.codec.parameters(), 1.0)
@@ -161,14 +158,20 @@ class _Training:
         self._start_codebooks()
         return self.codec.requires_grad_(False)
 
-    def _batch_loss(self) -> Tensor:
-        target = self._crops.draw(self._recipe.batch_size)
+    def _batch_loss(self, share: float) -> Tensor:
+        recipe = self._recipe
+        target = self._crops.draw(recipe.batch_size)
         vectors = self.codec.latents(target)
-        if not self._quantizes:
-            return self._loss(self.codec.synthesize(vectors), target)
-        vectors, commitment = self._learner(vectors, num_codebooks=self._num_codebooks())
-        loss = self._loss(self.codec.synthesize(vectors), target)
-        return loss + self._recipe.commitment_weight * commitment
+        commitment = vectors.new_zeros(())
+        if self._quantizes:
+            vectors, commitment = self._learner(vectors, num_codebooks=self._num_codebooks())
+        change = recipe.final_waveform_weight - recipe.waveform_weight
+        loss = self._loss(
+            self.codec.synthesize(vectors),
+            target,
+            waveform_weight=recipe.waveform_weight + share * change,
+        )
+        return loss + recipe.commitment_weight * commitment
 
     @torch.no_grad()
     def _start_codebooks(self) -> None:

@@ -46,7 +46,7 @@ class StepDecoder:
         steps = StaticSteps if static else SlicedSteps
         return steps(self.transformer, cache)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def step(self, x: Tensor, steps: Steps) -> Tensor:
         """Map the next position of each row (R, D) to (R, D), the last norm included.
 

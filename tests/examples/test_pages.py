@@ -1,4 +1,4 @@
-"""README.rst tells the truth: it renders, its YAML is valid, its commands and its Python run."""
+"""README.rst and docs/ tell the truth: they render, their YAML is valid, their commands run."""
 
 import json
 import os
@@ -25,24 +25,36 @@ from whalesong.data.config import DataConfig
 from whalesong.demos.salm import SalmDemo
 
 ROOT = Path(__file__).resolve().parents[2]
-README = (ROOT / "README.rst").read_text(encoding="utf-8")
+PAGES = {
+    name: (ROOT / name).read_text(encoding="utf-8")
+    for name in ("README.rst", "docs/salm.rst", "docs/codec_lm.rst")
+}
+BASE = {"README.rst": "salm", "docs/salm.rst": "salm", "docs/codec_lm.rst": "audio_lm"}
+"""The config that a page's YAML goes over."""
 BLOCK = re.compile(r"^( *)\.\. code-block:: (\w+)\n\n((?:\1 .*\n|\n)+)", flags=re.MULTILINE)
-JOB_SCRIPTS = ("salm_train.py", "salm_eval.py", "salm_generate.py")
+JOB_SCRIPTS = (
+    *("salm_train.py", "salm_eval.py", "salm_generate.py"),
+    *("codec_lm/train.py", "codec_lm/generate.py"),
+)
 FEW_STEPS = (
     "trainer.max_steps=2 trainer.val_check_interval=1 trainer.num_sanity_val_steps=0"
     " model.generation.max_new_tokens=4"
 )
 
 
-def blocks(language: str) -> list[str]:
-    """The code blocks of a language in reading order."""
-    found = BLOCK.findall(README)
-    return [textwrap.dedent(text).strip() + "\n" for _, name, text in found if name == language]
+def blocks(language: str, *pages: str) -> list[str]:
+    """The code blocks of a language in reading order, of all pages if none is named."""
+    return [
+        textwrap.dedent(text).strip() + "\n"
+        for page in pages or PAGES
+        for _, name, text in BLOCK.findall(PAGES[page])
+        if name == language
+    ]
 
 
-def command_lines() -> list[str]:
+def command_lines(*pages: str) -> list[str]:
     """Every shell command, each on one line."""
-    joined = "".join(blocks("bash")).replace("\\\n", " ")
+    joined = "".join(blocks("bash", *pages)).replace("\\\n", " ")
     return [" ".join(line.split()) for line in joined.splitlines()]
 
 
@@ -59,7 +71,7 @@ OTHER_SCRIPTS = [
 
 
 def write_own_yaml(folder: Path) -> None:
-    """Write each YAML block that names its file."""
+    """Write each YAML block that names its file, as the reader of the pages does."""
     for block in blocks("yaml"):
         if named := re.search(r"^# (\S+\.yaml)$", block, flags=re.MULTILINE):
             path = folder / named[1]
@@ -129,7 +141,11 @@ def test_script_takes_its_arguments(
 
 @pytest.mark.parametrize(
     "target, expected",
-    [("demo", "examples/speechlm2/salm_demo.py"), ("test", "-m pytest")],
+    [
+        ("demo", "examples/speechlm2/salm_demo.py"),
+        ("demo-music", "examples/codec_lm/demo.py"),
+        ("test", "-m pytest"),
+    ],
 )
 def test_make_target_runs_what_it_says(target: str, expected: str) -> None:
     assert f"make {target}" in MAKE
@@ -140,18 +156,28 @@ def test_make_target_runs_what_it_says(target: str, expected: str) -> None:
     assert expected in done.stdout
 
 
-@pytest.mark.parametrize("block", blocks("yaml"))
-def test_yaml_goes_over_the_config_of_salm(block: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("page", "block"), [(page, block) for page in PAGES for block in blocks("yaml", page)]
+)
+def test_yaml_goes_over_the_config_of_its_page(page: str, block: str, tmp_path: Path) -> None:
     if "defaults:" not in block:
-        block = f"defaults:\n  - /salm@_global_\n  - _self_\n{block}"
+        block = f"defaults:\n  - /{BASE[page]}@_global_\n  - _self_\n{block}"
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "block.yaml").write_text(f"# @package _global_\n{block}")
     cfg = compose("config", config_path=tmp_path, overrides=["job_type=train", "experiment=block"])
+    fill_in_paths(cfg)
+    check(cfg)
+
+
+def fill_in_paths(cfg: DictConfig) -> None:
+    """Set what the configs leave to the user."""
     for dataset in (cfg.data.train_ds, *cfg.data.validation_ds.datasets.values()):
-        for item in dataset.input_cfg:
+        for item in dataset.get("input_cfg") or [dataset]:
             if OmegaConf.is_missing(item, "shar_path"):
                 item.shar_path = "shar"
-    check(cfg)
+    codec = OmegaConf.select(cfg, "model.pretransform.config")
+    if codec is not None and OmegaConf.is_missing(codec, "model_path"):
+        codec.model_path = "codec.safetensors"
 
 
 @pytest.mark.parametrize("block", blocks("json"))
@@ -159,18 +185,20 @@ def test_json_lines_are_json(block: str) -> None:
     assert [json.loads(line) for line in block.splitlines()]
 
 
-@pytest.mark.parametrize("name", ["README.rst", "CONTRIBUTING.rst", "CHANGELOG.rst"])
+@pytest.mark.parametrize("name", [*PAGES, "CONTRIBUTING.rst", "CHANGELOG.rst"])
 def test_page_renders_without_a_warning(name: str) -> None:
     settings = {"report_level": 2, "halt_level": 2, "syntax_highlight": "none"}
     publish_doctree((ROOT / name).read_text(encoding="utf-8"), settings_overrides=settings)
 
 
 def test_files_that_are_named_are_there() -> None:
-    table = README.partition("Where things are")[2]
+    readme = PAGES["README.rst"]
+    table = readme.partition("Where things are")[2]
     named = re.findall(r"^``(\S+)``", table, flags=re.MULTILINE)
-    named += re.findall(r"`\S+ <([A-Z]+(?:\.rst)?)>`_", README)
-    named += re.findall(r"(?<=image:: )\S+", README)
-    assert len(named) > 15
+    named += re.findall(r"<((?:docs/)?\w+(?:\.rst)?)>`_", readme)
+    pictures = [path for page in PAGES.values() for path in re.findall(r"image:: (\S+)", page)]
+    named += [f"docs/{path}" for path in pictures]
+    assert len(named) > 15 and pictures
     assert [path for path in named if not (ROOT / path).exists()] == []
     scripts = {
         script: len(script.read_text().splitlines()) for script in ROOT.glob("examples/*/*.py")
@@ -187,9 +215,7 @@ def test_picture_is_well_formed() -> None:
 @pytest.mark.usefixtures("demo_parts", "recordings")
 def test_commands_run_in_order(checkout: Path, shell: Callable[..., str]) -> None:
     write_own_yaml(checkout)
-    for command in COMMANDS:
-        if command in MAKE:
-            continue
+    for command in command_lines("docs/salm.rst"):
         trains = "salm_train.py" in command or "job_type=train" in command
         shell(f"{command} {FEW_STEPS}" if trains and "--cfg" not in command else command)
     rows = [json.loads(line) for line in (checkout / "test.jsonl").read_text().splitlines()]
@@ -202,7 +228,7 @@ def test_commands_run_in_order(checkout: Path, shell: Callable[..., str]) -> Non
 @pytest.mark.slow
 @pytest.mark.usefixtures("demo")
 def test_python_runs_in_order(checkout: Path, shell: Callable[..., str]) -> None:
-    (checkout / "readme.py").write_text("\n".join(blocks("python")))
+    (checkout / "readme.py").write_text("\n".join(blocks("python", "README.rst", "docs/salm.rst")))
     shell("python readme.py")
     assert (checkout / "slim.nemo").is_file()
 
@@ -212,8 +238,8 @@ def test_python_runs_in_order(checkout: Path, shell: Callable[..., str]) -> None
 def test_settings_train_together(
     checkout: Path, demo_parts: SalmDemo, shell: Callable[..., str]
 ) -> None:
-    """All YAML of the README but the GPUs in one run: speech, dialogs and text in buckets."""
-    settings = [b for b in blocks("yaml") if "gpu" not in b and "own/experiment" not in b]
+    """All YAML of SALM's page in one run: speech, dialogs and text in buckets."""
+    settings = [b for b in blocks("yaml", "docs/salm.rst") if "own/experiment" not in b]
     merged = OmegaConf.to_yaml(OmegaConf.merge(*map(OmegaConf.create, settings)))
     experiments = checkout / "own" / "experiment"
     experiments.mkdir(parents=True)
