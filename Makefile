@@ -1,6 +1,6 @@
 # Each target makes the virtual environment .venv first, when it is missing or out of date.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format clean-demo
+.PHONY: help demo demo-music test test-slow lint format clean-demo
 
 BIN := .venv/bin
 DEMO_FLAGS ?=
@@ -15,6 +15,9 @@ help:  ## print the targets
 
 demo: .venv/.installed  ## train SALM on synthesized spoken commands and report its WER
 	$(BIN)/python examples/speechlm2/salm_demo.py $(DEMO_FLAGS)
+
+demo-music: .venv/.installed  ## train text to music on synthesized loops and measure its control
+	$(BIN)/python examples/codec_lm/demo.py $(DEMO_FLAGS)
 
 test: .venv/.installed  ## run the default tests: offline, under 5 minutes on 2 cores
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(TEST_FLAGS)
@@ -31,5 +34,5 @@ format: .venv/.installed  ## put all code in the house's form
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean-demo:  ## throw away the demo's stages, so that it starts anew
+clean-demo:  ## throw away the demos' stages, so that they start anew
 	rm -rf demo

@@ -300,3 +300,24 @@ def build_codec_lm(codec_lm_config: Callable[..., dict[str, Any]]) -> Callable[.
         return CodecLMModel(codec_lm_config(lm, **changes)).eval()
 
     return build
+
+
+@pytest.fixture(scope="session")
+def small_codec_lm_job(mel_rvq: Path, music_shar: Path) -> list[str]:
+    """Arguments of `xlm` for a training of seconds of the codec LM without any chance in it."""
+    return [
+        "--config-name=audio_lm",
+        "job_type=train",
+        f"model.pretransform.config.model_path={mel_rvq}",
+        "model.lm.config={embed_dim: 64, depth: 2, dim_heads: 32}",
+        "model.lm.cross_attention_cond_ids=[text,prompt]",
+        "model.conditioning.cond_dim=64",
+        "model.conditioning.dropout=0",
+        "model.conditioning.configs=[{id: text, type: text, config: {width: 32}},"
+        "{id: prompt, type: audio_prompt, config: {max_seconds: 0.2}}]",
+        f"data.train_ds.shar_path={music_shar}",
+        f"data.validation_ds.datasets.val.shar_path={music_shar}",
+        "data.train_ds.num_workers=0",
+        "trainer.accelerator=cpu",
+        "trainer.enable_progress_bar=false",
+    ]

@@ -7,13 +7,13 @@
 minutes and keeps the waveform. Both have 50 frames a second.
 """
 
-import argparse
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from pathlib import Path
 
 from whalesong.core.commands import run_command
 
 
-def make(options: argparse.Namespace) -> None:
+def make(options: Namespace) -> None:
     """Make the codec, measure it on recordings left out, and say what to do with it."""
     from whalesong.models.codec_lm import make_codec as making
     from whalesong.modules.codec.files import save_codec
@@ -34,21 +34,16 @@ def make(options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("type", choices=["mel_rvq", "convnext_istft"])
-    parser.add_argument("folder", type=Path, help="lhotse shar, or audio files at any depth")
-    parser.add_argument("output", type=Path, help="the .safetensors file to write")
-    options = (
-        ("--sample-rate", 16000, "in Hz"),
-        ("--codebooks", 4, "codes of a frame"),
-        ("--codebook-size", 512, "ids of a codebook"),
-        ("--steps", 2500, "of the training of convnext_istft"),
-        ("--seconds", None, "end the training earlier, after this time"),
-        ("--audio", 3600, "seconds of audio to read at most"),
-        ("--seed", 0, "of everything that is drawn"),
-    )
-    for name, default, text in options:
-        parser.add_argument(name, type=int, default=default, help=f"{text} (%(default)s)")
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("type", choices=["mel_rvq", "convnext_istft"])
+    add("folder", type=Path, help="lhotse shar, or audio files at any depth")
+    add("output", type=Path, help="the .safetensors file to write")
+    add("--sample-rate", type=int, default=16000, help="in Hz (%(default)s)")
+    add("--codebooks", type=int, default=4, help="codes of a frame (%(default)s)")
+    add("--codebook-size", type=int, default=512, help="ids of a codebook (%(default)s)")
+    add("--steps", type=int, default=2500, help="of convnext_istft's training (%(default)s)")
+    add("--seconds", type=float, help="end that training earlier, after this time")
+    add("--audio", type=float, default=3600, help="seconds to read at most (%(default)s)")
+    add("--seed", type=int, default=0, help="of everything that is drawn (%(default)s)")
     run_command(lambda: make(parser.parse_args()))

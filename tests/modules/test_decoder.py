@@ -42,12 +42,13 @@ def build(**fields: Any) -> Transformer:
     return transformer
 
 
-def conditions(fields: dict[str, Any], rows: int) -> dict[str, Tensor]:
+def conditions(fields: dict[str, Any], rows: int, times: int = 1) -> dict[str, Tensor]:
     """A memory of which one row is empty, and a global condition, where there are any."""
     given = {}
     if "memory_dim" in fields:
         keep = torch.tensor([[True, True, False, True], [True] * 4, [False] * 4])
-        given |= {"memory": torch.randn(rows, 4, MEMORY), "memory_mask": keep[:rows]}
+        mask = keep[:rows].repeat(1, times)
+        given |= {"memory": torch.randn(*mask.shape, MEMORY), "memory_mask": mask}
     if "condition_dim" in fields:
         given["condition"] = torch.randn(rows, CONDITION)
     return given
@@ -76,6 +77,24 @@ def test_steps_equal_the_whole(
     out = torch.stack([decoder.step(x[:, at], steps) for at in range(3, 8)], dim=1)
     close(out, whole[:, 3:])
     assert cache.length == 8
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("masked", [True, False])
+@torch.no_grad()
+def test_a_long_memory_and_one_without_mask(rows: int, masked: bool) -> None:
+    fields = {"memory_dim": MEMORY, "attention_bias": True, "layer_scale": True}
+    transformer, x = build(**fields), torch.randn(rows, 6, WIDTH)
+    for times in (1, 5):
+        given = conditions(fields, rows, times)
+        if not masked:
+            del given["memory_mask"]
+        cache = transformer.init_cache(rows, 6, **given)
+        transformer(x[:, :2], cache=cache)
+        decoder = StepDecoder(transformer, num_rows=rows)
+        steps = decoder.begin(cache)
+        out = torch.stack([decoder.step(x[:, at], steps) for at in range(2, 6)], dim=1)
+        close(out, transformer(x, **given)[:, 2:])
 
 
 @torch.no_grad()

@@ -1,6 +1,5 @@
 """The SALM demo: spoken commands -> tiny ASR and LLM -> SALM -> `.nemo` -> transcripts, report."""
 
-import os
 import subprocess
 import sys
 import tempfile
@@ -9,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from whalesong.demos.processes import half_the_cores, run_module
 from whalesong.demos.stages import Stage, peak_memory_gib, run_stages
 
 NUM_VALIDATION = 60
@@ -124,7 +124,7 @@ class SalmDemo:
                 show = None if output == self.asr else log  # two progress bars would mix
                 arguments = [output.stem, str(self.corpus), str(output), str(steps)]
                 command = [sys.executable, "-m", "whalesong.demos.train_part", *arguments]
-                processes.append(subprocess.Popen(command, env=_half_the_cores(), stderr=show))
+                processes.append(subprocess.Popen(command, env=half_the_cores(), stderr=show))
             for process in processes:
                 if process.wait() != 0:
                     raise subprocess.CalledProcessError(process.returncode, process.args)
@@ -132,7 +132,7 @@ class SalmDemo:
 
     def train_salm(self) -> None:
         """Training from YAML, as any user would start it."""
-        _run_module(
+        run_module(
             "whalesong.cli",
             "job_type=train",
             "job_name=salm_demo",
@@ -148,7 +148,7 @@ class SalmDemo:
     def transcribe(self) -> None:
         """A new process elsewhere, with the network off, gets only archive and audio."""
         with tempfile.TemporaryDirectory() as elsewhere:
-            _run_module(
+            run_module(
                 "whalesong.demos.transcribe",
                 self.archive.absolute(),
                 self.folder.absolute(),
@@ -160,18 +160,3 @@ class SalmDemo:
         from whalesong.demos.report import write_report
 
         write_report(self.folder, logs=self.logs)
-
-
-def _run_module(module: str, *arguments: object, cwd: Path | None = None) -> None:
-    """Run a module in a process of its own, so that memory and state end with it."""
-    subprocess.run(
-        [sys.executable, "-m", module, *map(str, arguments)],
-        check=True,
-        cwd=cwd,
-        env={**_half_the_cores(), "HF_HUB_OFFLINE": "1"},
-    )
-
-
-def _half_the_cores() -> dict[str, str]:
-    """Models this small gain little from threads, which wait for each other on a busy machine."""
-    return {**os.environ, "OMP_NUM_THREADS": str(max((os.cpu_count() or 2) // 2, 1))}

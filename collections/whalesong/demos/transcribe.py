@@ -3,15 +3,15 @@
 python -m whalesong.demos.transcribe salm_demo.nemo demo_folder
 """
 
-import socket
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import soundfile
 
 import whalesong
 from whalesong.core.atomic import atomic_path
+from whalesong.demos.processes import block_network
 from whalesong.experiment import quiet_libraries
 
 NUM_EXAMPLES = 10
@@ -74,17 +74,6 @@ def rate(rows: list[dict[str, Any]]) -> float:
     from whalesong.metrics.text import word_error_rate
 
     return word_error_rate([r["reference"] for r in rows], [r["hypothesis"] for r in rows])
-
-
-def block_network() -> None:
-    """Make every attempt to reach another host an error."""
-
-    def refuse(*args: object, **kwargs: object) -> NoReturn:
-        raise OSError("the network is off in this process")
-
-    socket.socket.connect = refuse
-    socket.socket.connect_ex = refuse
-    socket.getaddrinfo = refuse
 
 
 def _data(model: Any, shar: Path) -> Any:

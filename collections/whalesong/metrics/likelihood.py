@@ -4,46 +4,7 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-
-IGNORED = -100
-
-
-def code_nll(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """Sums that `CodeLikelihood.update` takes, computed in fp32.
-
-    Args:
-        logits: scores of the codes, (B, K, F, V).
-        labels: the codes, (B, K, F); -100 where none is counted.
-
-    Returns:
-        "nll", the summed negative log-likelihood in nats, and "codes", how many were counted, both
-        (K,).
-    """
-    nll = nn.functional.cross_entropy(
-        logits.float().flatten(0, 2), labels.flatten(), ignore_index=IGNORED, reduction="none"
-    ).view(labels.shape)
-    return {"nll": nll.sum(dim=(0, 2)), "codes": (labels != IGNORED).sum(dim=(0, 2))}
-
-
-def unigram_nll(train: Tensor, test: Tensor, *, codebook_size: int) -> dict[str, Tensor]:
-    """The sums of a model that knows only how frequent each code is: a baseline to be beaten.
-
-    Args:
-        train: codes to count, (K, M); -100 is left out. Every code is counted once more than it
-            occurs (Laplace), so that none is impossible.
-        test: codes to score, (K, F), likewise.
-        codebook_size: number of codes in a codebook.
-
-    Returns:
-        "nll" and "codes", as in `code_nll`.
-    """
-    counts = torch.stack(
-        [torch.bincount(row[row != IGNORED], minlength=codebook_size) + 1 for row in train]
-    )
-    log_probs = (counts / counts.sum(dim=1, keepdim=True)).log()  # (K, V)
-    logits = log_probs[:, None].expand(-1, test.shape[1], -1)  # (K, F, V)
-    return code_nll(logits[None], test[None])
+from torch import Tensor
 
 
 class CodeLikelihood:
@@ -97,3 +58,20 @@ class CodeLikelihood:
 def _perplexity(nll: float) -> float:
     """`exp(nll)`, infinite where it is beyond a float."""
     return math.exp(nll) if nll < 700 else math.inf
+
+
+def unigram_likelihood(train: Tensor, test: Tensor) -> dict[str, float]:
+    """The likelihood by how frequent each code is: a baseline that a model has to beat.
+
+    Args:
+        train: how often each code occurs in the training set, (K, V). Each is counted once more
+            than that (Laplace), so that none is impossible.
+        test: the same in what is scored.
+
+    Returns:
+        Values of `CodeLikelihood`.
+    """
+    smoothed = train.double() + 1
+    log_probs = (smoothed / smoothed.sum(dim=1, keepdim=True)).log()
+    nll = -(test * log_probs).sum(dim=1)
+    return CodeLikelihood(len(train)).compute([*nll.tolist(), *test.sum(dim=1).tolist()])

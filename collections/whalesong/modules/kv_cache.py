@@ -20,7 +20,7 @@ class KVCache:
     memory: list[Pair | None]
     """Keys and values (B, H, S, dh) of the memory for each layer that attends to it."""
     memory_mask: Tensor | None = None
-    """(B, 1, 1, S), True = keep; None keeps all."""
+    """(B, S), True = keep; None keeps all."""
     modulations: list[Tensor | None] | None = None
     """(B, 1, 6 D) for each layer, from the global condition."""
     padding: Tensor | None = None

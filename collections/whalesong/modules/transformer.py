@@ -146,14 +146,14 @@ class Transformer(nn.Module):
         """
         if cache is None:
             positions, seen = self._whole(x, mask)
-            memory_seen = None if memory_mask is None else visible(memory_mask)
         else:
             if memory is not None or condition is not None:
                 raise ValueError("memory and condition must be given to `init_cache`, not beside "
                                  "`cache`.")  # fmt: skip
             positions, seen = self._next(x.shape[1], mask, cache)
-            memory_seen = cache.memory_mask
+            memory_mask = cache.memory_mask
         is_causal = self.causal and seen is None and x.shape[1] > 1
+        memory_seen = None if memory_mask is None else visible(memory_mask)
         context = Context(
             self._rotation(positions), seen, is_causal, memory, memory_mask, memory_seen, condition
         )
@@ -189,7 +189,7 @@ class Transformer(nn.Module):
         return KVCache(
             weight.new_zeros(shape),
             memory=[layer.project_memory(memory, memory_mask) for layer in self.layers],
-            memory_mask=None if memory_mask is None else visible(memory_mask),
+            memory_mask=memory_mask,
             modulations=[layer.modulate(condition) for layer in self.layers],
         )
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from whalesong.data.loader import BatchLoader
-from whalesong.metrics.likelihood import CodeLikelihood
+from whalesong.metrics.likelihood import unigram_likelihood
 from whalesong.models.codec_lm.codec_lm import CodecLMModel
 from whalesong.models.codec_lm.evaluation_report import Likelihoods
 
@@ -59,22 +59,6 @@ def count_codes(model: CodecLMModel, loader: BatchLoader, *, description: str) -
         real = codes.transpose(0, 1)[:, mask]  # (K, M)
         counts += torch.bincount((real + first).flatten(), minlength=len(counts))
     return counts.view(num_codebooks, size)
-
-
-def unigram_likelihood(train: Tensor, test: Tensor) -> dict[str, float]:
-    """What `unigram_nll` gives, from counts: the codes of a training set need not fit in memory.
-
-    Args:
-        train: how often each code occurs, (K, V).
-        test: the same in what is scored.
-
-    Returns:
-        Values of `CodeLikelihood`.
-    """
-    smoothed = train.double() + 1
-    log_probs = (smoothed / smoothed.sum(dim=1, keepdim=True)).log()
-    nll = -(test * log_probs).sum(dim=1)
-    return CodeLikelihood(len(train)).compute([*nll.tolist(), *test.sum(dim=1).tolist()])
 
 
 def with_bits(values: dict[str, float]) -> dict[str, float]:

@@ -123,6 +123,14 @@ class CodecLMModel(LanguageModelPT):
         settings = self.parts.predictor.settings.model_dump()
         return {**settings, "window_seconds": self.parts.predictor.window_seconds}
 
+    def load_state_dict(self, *arguments: Any, **options: Any) -> Any:
+        """Load the weights; from then on codes must be those of the codec that came with them."""
+        result = super().load_state_dict(*arguments, **options)
+        codec = describe_codec(self.model.pretransform)
+        for collator in (self.parts.train_collator, self.parts.validation_collator):
+            collator.codec = codec
+        return result
+
     def sharding_blocks(self) -> Iterable[nn.Module]:
         """Layers of the backbone."""
         return self.model.lm.backbone.transformer.layers

@@ -129,6 +129,10 @@ def evaluate(settings: EvaluationSettings) -> EvaluationResult:
     songs = [embed(audio, model.sample_rate, embedder) for audio in made.audio]
     generated, notes = measure_distance(reference.rows, songs)
     round_trip, more_notes = measure_distance(reference.rows, reference.round_trip)
+    scores = None
+    if scorer is not None:
+        real = [clip.audio for clip in clips]
+        scores = measure_clap(scorer, captions, made.audio, real, model.sample_rate)
     result = EvaluationResult(
         settings=settings.model_dump(mode="json"),
         generation=generator.settings.model_dump(),
@@ -139,13 +143,9 @@ def evaluate(settings: EvaluationSettings) -> EvaluationResult:
         likelihood=likelihood,
         generated=generated,
         round_trip=round_trip,
-        clap=None
-        if scorer is None
-        else measure_clap(
-            scorer, captions, made.audio, [c.audio for c in clips], model.sample_rate
-        ),
+        clap=scores,
         clips=_describe(clips, captions, made),
-        notes=list(dict.fromkeys([*notes, *more_notes, *_notes(settings)])),
+        notes=list(dict.fromkeys([*notes, *more_notes, *_notes(model, settings)])),
     )
     write_result(result, settings.output)
     return result
@@ -333,7 +333,12 @@ def _describe(
     ]
 
 
-def _notes(settings: EvaluationSettings) -> Iterator[str]:
+def _notes(model: CodecLMModel, settings: EvaluationSettings) -> Iterator[str]:
+    for name in model.recording_ids:
+        yield (
+            f"the condition '{name}' is heard: where a clip has no prompt of its own, it is the "
+            "beginning of the real clip."
+        )
     if settings.embeds_with == "mel":
         yield "mel embeddings follow no listener: compare these FAD and KAD with their like only."
     if settings.clap is not None and settings.candidates > 1:

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
 
+from whalesong.core.schema import validate
 from whalesong.models.codec_lm.factory_config import (
     LANGUAGE_MODELS,
     AudioLanguageModelConfigContainer,
     LanguageModelConfig,
+    container_type,
 )
 from whalesong.models.codec_lm.model import AudioLanguageModel
 from whalesong.models.codec_lm.wrapper import AudioLanguageModelWrapper
@@ -70,22 +71,19 @@ def check_audio_lm_config(config: Mapping[str, Any]) -> AudioLanguageModelConfig
         AssertionError, NotImplementedError, ValueError: see `create_audio_lm_from_config`.
     """
     _check_model_type(config)
-    model = _required(config, "model", "model config must be specified in config")
+    model = _section(config, "model", "model config must be specified in config")
     _required(config, "sample_rate", "Must specify sample_rate in config")
-    lm = _required(model, "lm", "lm config must be specified in model config")
+    lm = _section(model, "lm", "lm config must be specified in model config")
     if model.get("pretransform") is None:
         raise ValueError("`model.pretransform` is mandatory, but is missing.")
-    parse_section(model["pretransform"])
+    parse_section(_section(model, "pretransform"))
     _check_pattern_name(lm)
+    conditioners = check_conditioning(_section(model, "conditioning"))
     _required(lm, "type", "Must specify lm type in lm config")
     _required(lm, "config", "Must specify lm model config in lm config")
-    if lm["type"] not in LANGUAGE_MODELS:
+    if str(lm["type"]) not in LANGUAGE_MODELS:
         raise NotImplementedError(f"Unrecognized lm type {lm['type']}")
-    try:
-        container = AudioLanguageModelConfigContainer.model_validate(config)
-    except ValidationError as error:
-        raise ValueError(_first_problem(error)) from error
-    conditioners = check_conditioning(container.model.conditioning)
+    container = validate(container_type(), config)
     check_cond_ids(container.model.lm, conditioners)
     return container
 
@@ -181,6 +179,14 @@ def _required(section: Mapping[str, Any], key: str, text: str) -> Any:
     return value
 
 
+def _section(parent: Mapping[str, Any], key: str, text: str = "") -> Any:
+    """A value that must be a mapping; mandatory where there is a text for its absence."""
+    value = _required(parent, key, text) if text else parent.get(key)
+    if value is not None and not isinstance(value, Mapping):
+        raise ValueError(f"`{key}` must be a mapping, but is {value!r}.")
+    return value
+
+
 def _check_model_type(config: Mapping[str, Any]) -> None:
     if config.get("model_type", "lm") != "lm":
         raise NotImplementedError(f"Unknown model type: {config['model_type']}")
@@ -188,7 +194,7 @@ def _check_model_type(config: Mapping[str, Any]) -> None:
 
 def _check_pattern_name(lm: Mapping[str, Any]) -> None:
     """Build the pattern for one codebook: an unknown name has its error before a codec is read."""
-    build_pattern(lm.get("codebook_pattern", "delay"), 1)
+    build_pattern(str(lm.get("codebook_pattern", "delay")), 1)
 
 
 def _check_audio(container: AudioLanguageModelConfigContainer, codec: Codec) -> None:
@@ -235,9 +241,3 @@ def _with_prefix(assets: Mapping[str, bytes] | None, prefix: str) -> dict[str, b
     if assets is None:
         return None
     return {n.removeprefix(prefix): data for n, data in assets.items() if n.startswith(prefix)}
-
-
-def _first_problem(error: ValidationError) -> str:
-    problem = error.errors()[0]
-    place = ".".join(map(str, problem["loc"]))
-    return f"`{place}`: {problem['msg']}."

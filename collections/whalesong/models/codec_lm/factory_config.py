@@ -20,6 +20,8 @@ from pydantic import (
 )
 
 from whalesong.models.codec_lm.backbone_config import ContinuousTransformerConfig
+from whalesong.modules.codec.config import pretransform_union
+from whalesong.modules.conditioning.section import ConditioningSection
 
 
 class LanguageModelType(StrEnum):
@@ -173,16 +175,30 @@ def language_model_union() -> Any:
     return union if len(LANGUAGE_MODELS) == 1 else Annotated[union, Field(discriminator="type")]
 
 
-def audio_lm_json_schema() -> dict[str, Any]:
-    """JSON Schema of the factory's configuration, with every registered language model type."""
+def container_type(**sections: Any) -> type[AudioLanguageModelConfigContainer]:
+    """The container with every registered language model type.
+
+    Args:
+        sections: types of further sections of the model.
+    """
+    lm = (language_model_union(), Field(description="Language model configuration"))
     model = create_model(
-        "AudioLanguageModelConfig",
-        __base__=AudioLanguageModelConfig,
-        lm=(language_model_union(), Field(description="Language model configuration")),
+        "AudioLanguageModelConfig", __base__=AudioLanguageModelConfig, lm=lm, **sections
     )
-    container = create_model(
+    return create_model(
         "AudioLanguageModelConfigContainer",
         __base__=AudioLanguageModelConfigContainer,
         model=(model, Field(description="Model configuration")),
+    )
+
+
+def audio_lm_json_schema() -> dict[str, Any]:
+    """JSON Schema of the factory's configuration, with every type that there is."""
+    container = container_type(
+        pretransform=(pretransform_union(), Field(description="Pretransform configuration")),
+        conditioning=(
+            ConditioningSection | None,
+            Field(None, description="Conditioning configuration"),
+        ),
     )
     return TypeAdapter(container).json_schema()

@@ -105,10 +105,10 @@ def make_codec(
     owner = f"a codec of type '{kind}'"
     try:
         if kind == "mel_rvq":
-            sizes = parse_fields(MelRVQSizes, {"n_fft": _window(hop), **sizes}, owner)
-            return fit_mel_rvq(audio, sizes, seed=recipe.seed)
-        sizes = parse_fields(ConvNextISTFTSizes, {"n_fft": 2 * hop, **sizes}, owner)
-        return _train(audio, sizes, recipe)
+            mel_sizes = parse_fields(MelRVQSizes, {"n_fft": _window(hop), **sizes}, owner)
+            return fit_mel_rvq(audio, mel_sizes, seed=recipe.seed)
+        conv_sizes = parse_fields(ConvNextISTFTSizes, {"n_fft": 2 * hop, **sizes}, owner)
+        return _train(audio, conv_sizes, recipe)
     except ValueError as error:
         raise ConfigError(str(error)) from error
 

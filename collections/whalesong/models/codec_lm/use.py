@@ -70,8 +70,8 @@ def answer(model: "CodecLMModel", request: PredictConfig) -> Iterator[dict[str, 
                 scorer=None if clap is None else ClapScorer(clap),
                 progress=lambda done, total: _advance(bar, done, total),
             )
-    except ValueError as error:
-        raise ConfigError(f"`predict`: {error}") from error
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"`predict`: {str(error).splitlines()[0]}") from error
     for row, audio in enumerate(result.best.audio):
         path = folder / f"{row + 1:03d}.wav"
         write_wav(path, audio, model.sample_rate)

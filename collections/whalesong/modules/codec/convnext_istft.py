@@ -38,8 +38,8 @@ class ConvNextISTFTSizes(CodecSizes):
 class ConvNextISTFTCodec(OwnCodec):
     """Windowed samples, ConvNeXt blocks, the quantizer, ConvNeXt blocks, an inverse transform.
 
-    Everything inside runs at the frame rate, which makes it fast. Train it with
-    `train_convnext_codec`.
+    Everything inside runs at the frame rate, which makes it fast. Its weights are frozen, except
+    in `train_convnext_codec`.
     """
 
     type_name = "convnext_istft"
@@ -58,7 +58,7 @@ class ConvNextISTFTCodec(OwnCodec):
         overlap = -(-self.transform.margin // sizes.hop_length)
         reach = sizes.num_blocks * (sizes.kernel_size // 2) + overlap
         self.receptive_field = (reach, reach)
-        self.eval()
+        self.requires_grad_(False).eval()
 
     def latents(self, audio: Tensor) -> Tensor:
         """Audio (B, F * hop_length) -> vectors to quantize (B, F, latent_dim)."""

@@ -117,7 +117,7 @@ class BlockGriffinLim(nn.Module):
         return 2 * torch.pi * turns + self.phase_offsets
 
 
-def unmix_bands(bands: Tensor, filters: Tensor, *, num_iterations: int = 30) -> Tensor:
+def unmix_bands(bands: Tensor, filters: Tensor, *, num_iterations: int = 10) -> Tensor:
     """Magnitudes (..., num_bins) without negative values whose bands come near to those given.
 
     Args:

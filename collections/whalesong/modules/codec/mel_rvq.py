@@ -70,8 +70,9 @@ class MelRVQCodec(OwnCodec):
 
     def magnitudes(self, codes: Tensor) -> Tensor:
         """Codes (B, K, F) -> linear magnitudes (B, F, n_fft // 2 + 1)."""
-        bands = self.quantizer.decode(codes).exp()
-        return unmix_bands(bands, self.log_mel.filters) * self.log_mel.gain
+        # In float64, so that they do not depend on the frames around: phases amplify rounding.
+        bands = self.quantizer.decode(codes).double().exp()
+        return (unmix_bands(bands, self.log_mel.filters.double()) * self.log_mel.gain).float()
 
     def streaming_decoder(self) -> "BlockStreamingDecoder":
         """A decoder that gives out whole blocks."""
@@ -92,46 +93,39 @@ class BlockStreamingDecoder(StreamingDecoder):
 
     def __init__(self, codec: MelRVQCodec) -> None:
         super().__init__(codec)
-        self._vocoder = codec.vocoder
-        self._pending: Tensor | None = None  # magnitudes from the left context of the next block
+        self._blocks = codec.vocoder.blocks
+        self._left = 0  # frames of `_codes` in front of the next block
         self._tail: Tensor | None = None
 
     def push(self, codes: Tensor) -> Tensor:
         """Take frames (B, K, f), which may be none; return samples (B, 1, n) that are settled."""
-        self.codec._check_codes(codes)
-        with torch.no_grad(), torch.autocast(codes.device.type, enabled=False):
-            magnitudes = self.codec.magnitudes(codes)
-            blocks = self._vocoder.blocks
-            if self._pending is None:
-                self._pending = nn.functional.pad(magnitudes, (0, 0, blocks.context, 0))
-            else:
-                self._pending = torch.cat([self._pending, magnitudes], dim=1)
-            return self._render((self._pending.shape[1] - 2 * blocks.context) // blocks.length)
+        self.codec.check_codes(codes)
+        self._codes = codes if self._codes is None else torch.cat([self._codes, codes], dim=2)
+        settled = self._codes.shape[2] - self._left - self._blocks.context
+        return self._render(max(settled // self._blocks.length, 0))
 
     def flush(self) -> Tensor:
         """Return the samples that were waiting for frames that did not come."""
-        if self._pending is None:
+        if self._codes is None:
             return torch.zeros(0, 1, 0)
-        blocks = self._vocoder.blocks
-        num_frames = self._pending.shape[1] - blocks.context
-        num_blocks = -(-num_frames // blocks.length)
-        missing = num_blocks * blocks.length - num_frames + blocks.context
-        with torch.no_grad(), torch.autocast(self._pending.device.type, enabled=False):
-            self._pending = nn.functional.pad(self._pending, (0, 0, 0, missing))
-            samples = self._render(num_blocks)
-        self._pending = self._tail = None
+        num_frames = self._codes.shape[2] - self._left
+        samples = self._render(-(-num_frames // self._blocks.length))
+        self._codes, self._left, self._tail = None, 0, None
         return samples[..., : num_frames * self.codec.downsampling_ratio]
 
     def _render(self, num_blocks: int) -> Tensor:
-        """Samples of the next blocks."""
-        if num_blocks <= 0:
-            return self._pending.new_zeros(len(self._pending), 1, 0)
-        blocks = self._vocoder.blocks
-        step = num_blocks * blocks.length
-        audio, self._tail = self._vocoder.render(
-            self._pending[:, : step + 2 * blocks.context], self._tail
-        )
-        self._pending = self._pending[:, step:]
+        """Samples of the next blocks; what is missing around them is silence."""
+        codes, context = self._codes, self._blocks.context
+        if not num_blocks:
+            return torch.zeros(len(codes), 1, 0, device=codes.device)
+        end = self._left + num_blocks * self._blocks.length
+        missing = max(end + context - codes.shape[2], 0)
+        with torch.no_grad(), torch.autocast(codes.device.type, enabled=False):
+            magnitudes = self.codec.magnitudes(codes[:, :, : end + context])
+            padded = nn.functional.pad(magnitudes, (0, 0, context - self._left, missing))
+            audio, self._tail = self.codec.vocoder.render(padded, self._tail)
+        self._left = min(context, end)
+        self._codes = codes[:, :, end - self._left :]
         return audio[:, None]
 
 

@@ -51,7 +51,7 @@ class CodecRecipe:
     waveform_weight: float = 40.0
     final_waveform_weight: float = 10.0
     magnitude_weight: float = 8.0
-    log_weight: float = 0.1
+    log_weight: float = 0.2
     commitment_weight: float = 1.0
     cut_probability: float = 0.1
     seed: int = 0
@@ -125,7 +125,7 @@ class _Training:
     ) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
-            self.codec = ConvNextISTFTCodec(sizes)
+            self.codec = ConvNextISTFTCodec(sizes).requires_grad_()
         self._recipe = recipe
         self._crops = _Crops(audio, recipe.crop_frames * sizes.hop_length, seed=recipe.seed)
         self._draws = torch.Generator().manual_seed(recipe.seed)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from whalesong.modules.generation.packed_linear import PackedLinear, WeightDtype, pack_linear
+from whalesong.modules.generation.recall import Recall, ShortRecall
 from whalesong.modules.generation.steps import Rotation, SlicedSteps, StaticSteps, Steps
 from whalesong.modules.kv_cache import KVCache
 from whalesong.modules.transformer import Transformer
@@ -43,8 +44,9 @@ class StepDecoder:
             static: keep the position in a tensor and attend to the whole buffer under a mask, so
                 that a step can be captured as a CUDA graph; else attend to what is valid only.
         """
-        steps = StaticSteps if static else SlicedSteps
-        return steps(self.transformer, cache)
+        kind = StaticSteps if static else SlicedSteps
+        recalls = [layer.recall(cache, index) for index, layer in enumerate(self._layers)]
+        return kind(self.transformer, cache, recalls)
 
     @torch.inference_mode()
     def step(self, x: Tensor, steps: Steps) -> Tensor:
@@ -78,6 +80,20 @@ class _Layer:
             self.query = pack(block.memory_attention.query_proj)
             self.memory_out = pack(block.memory_attention.out_proj, block.memory_end.scale)
 
+    def recall(self, cache: KVCache, index: int) -> Recall | ShortRecall | None:
+        """The attention to the memory in a cache, if there is one."""
+        if (pair := cache.memory[index]) is None:
+            return None
+        block, mask = self.block, cache.memory_mask
+        shared = {"norm": block.memory_norm, "pair": pair}
+        keep = pair[0].new_ones(pair[0].shape[::2], dtype=torch.bool) if mask is None else mask
+        if ShortRecall.fits(block.memory_attention, keep):
+            scale = block.memory_end.scale
+            return ShortRecall(block.memory_attention, scale=scale, mask=keep, **shared)
+        return Recall(
+            block.memory_attention, query=self.query, out=self.memory_out, mask=mask, **shared
+        )
+
     def __call__(self, x: Tensor, steps: Steps, index: int) -> Tensor:
         """Map (R, D) to (R, D)."""
         block, modulation = self.block, steps.modulations[index]
@@ -88,8 +104,8 @@ class _Layer:
             scale, offset, gate = modulation[:3]
             attended = self._attend(torch.addcmul(offset, normed, scale), steps, index)
             x = torch.addcmul(x, self.out(attended), gate)
-        if steps.memory[index] is not None:
-            x = self.memory_out.add_to(x, self._recall(block.memory_norm(x), steps, index))
+        if (recall := steps.recalls[index]) is not None:
+            x = recall.add_to(x)
         normed = block.ff_norm(x)
         if modulation is None:
             return self.down.add_to(x, self._expand(normed))
@@ -109,15 +125,6 @@ class _Layer:
         keys, values = steps.append(index, heads[:, 1:])
         out = functional.scaled_dot_product_attention(
             heads[:, 0, :, None], keys, values, attn_mask=steps.mask, scale=attention.scale
-        )
-        return out.view(len(x), -1)
-
-    def _recall(self, x: Tensor, steps: Steps, index: int) -> Tensor:
-        """Attention to the memory without its last projection, (R, H * dh)."""
-        attention = self.block.memory_attention
-        queries = attention.query_norm(self.query(x).view(len(x), self.num_heads, 1, -1))
-        out = functional.scaled_dot_product_attention(
-            queries, *steps.memory[index], attn_mask=steps.memory_mask, scale=attention.scale
         )
         return out.view(len(x), -1)
 

@@ -1,13 +1,14 @@
 """Where a decoder stands in a `KVCache`, and what it needs to know there."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from whalesong.modules.generation.recall import Recall, ShortRecall
 from whalesong.modules.kv_cache import KVCache, Pair
 from whalesong.modules.rope import rotation_at
 from whalesong.modules.transformer import Transformer
@@ -26,8 +27,7 @@ class Steps(ABC):
 
     Attributes:
         cache: with the keys and values so far.
-        memory: for each layer keys and values (R, H, S, dh) of the memory, or None.
-        memory_mask: (R, 1, 1, S); None where nothing is hidden.
+        recalls: for each layer its attention to the memory, or None.
         modulations: for each layer scale, offset and gate of both branches (R, D), or None.
         mask: what the present position sees of the keys, (R or 1, 1, 1, S), or None for all.
         positions: absolute positions (R or 1, D) to be added, or None.
@@ -38,12 +38,14 @@ class Steps(ABC):
     positions: Tensor | None = None
     rotation: Rotation | None = None
 
-    def __init__(self, transformer: Transformer, cache: KVCache) -> None:
+    def __init__(
+        self,
+        transformer: Transformer,
+        cache: KVCache,
+        recalls: Sequence[Recall | ShortRecall | None],
+    ) -> None:
         self.cache = cache
-        self.memory = [_contiguous(pair) for pair in cache.memory]
-        self.memory_mask = cache.memory_mask
-        if self.memory_mask is not None and bool(self.memory_mask.all()):
-            self.memory_mask = None
+        self.recalls = recalls
         self.modulations = [_split(changes) for changes in cache.modulations]
         index = torch.arange(cache.max_len, device=cache.buffer.device)
         self._hidden_until = cache.padding
@@ -110,8 +112,13 @@ class SlicedSteps(Steps):
 class StaticSteps(Steps):
     """The position is a tensor: every step is the same operations on the same memory."""
 
-    def __init__(self, transformer: Transformer, cache: KVCache) -> None:
-        super().__init__(transformer, cache)
+    def __init__(
+        self,
+        transformer: Transformer,
+        cache: KVCache,
+        recalls: Sequence[Recall | ShortRecall | None],
+    ) -> None:
+        super().__init__(transformer, cache, recalls)
         self.position = self._index.new_full((1,), cache.length - 1)
 
     @contextmanager
@@ -137,10 +144,6 @@ class StaticSteps(Steps):
     def _entry(self, table: Tensor) -> Tensor:
         position = self.position
         return table[position if self._hidden_until is None else position - self._hidden_until]
-
-
-def _contiguous(pair: Pair | None) -> Pair | None:
-    return None if pair is None else (pair[0].contiguous(), pair[1].contiguous())
 
 
 def _split(changes: Tensor | None) -> tuple[Tensor, ...] | None:
