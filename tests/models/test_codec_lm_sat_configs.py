@@ -202,7 +202,7 @@ MISTAKES: list[tuple[list[str], Any, type[Exception], str]] = [
     (["model", "lm", "config"], {"embed_dim": 64, "depth": 2, "n_layers": 3}, ValueError,
      "`model.lm.config` is refused: `n_layers` must be `depth` (2), but is 3. "
      "(and 1 more: sample_rate)"),
-    (["sample_rate"], -1, ValueError, "`sample_rate` must be above 0, but is -1 instead."),
+    (["sample_rate"], -1, ValueError, "`sample_rate` must be greater than 0, but is -1 instead."),
     (["model", "lm", "prepend_cond_ids"], ["zz"], ValueError,
      "`model.lm.prepend_cond_ids` names 'zz', but `model.conditioning.configs` has no conditioner "
      "of this id (it has: prompt, seconds_start, seconds_total)."),

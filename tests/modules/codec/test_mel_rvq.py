@@ -80,6 +80,18 @@ def test_a_fit_depends_on_its_seed_only(training_audio: list[Tensor]) -> None:
     assert not torch.equal(first.quantizer.codebooks, other.quantizer.codebooks)
 
 
+def test_threads_do_not_change_a_fit(training_audio: list[Tensor]) -> None:
+    sizes = MelRVQSizes(num_codebooks=2, codebook_size=32)
+    before, books = torch.get_num_threads(), []
+    try:
+        for num_threads in (1, 2):
+            torch.set_num_threads(num_threads)
+            books.append(fit_mel_rvq(training_audio[:6], sizes).quantizer.codebooks)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*books)
+
+
 def test_a_fit_needs_as_many_frames_as_centroids() -> None:
     with pytest.raises(ValueError, match="512 centroids need at least as many .* are 50"):
         fit_mel_rvq([torch.randn(16000)], MelRVQSizes())
@@ -117,6 +129,13 @@ def test_pieces_equal_the_whole(codec: MelRVQCodec, codes: Tensor, sizes: list[i
     pieces = [decoder.push(piece) for piece in rows.split(sizes, dim=2)]
     pieces.append(decoder.flush())
     torch.testing.assert_close(torch.cat(pieces, dim=2), codec.decode(rows), atol=1e-5, rtol=0)
+
+
+def test_blocks_leave_no_seam(codec: MelRVQCodec) -> None:
+    tone = 0.3 * torch.sin(2 * torch.pi * 443 * torch.arange(200 * 320) / 16000)[None]
+    back = codec.vocoder(codec.log_mel.transform(tone).abs())
+    loudness = back.view(200, 320).square().mean(1).sqrt()[5:-5]
+    torch.testing.assert_close(loudness, torch.full((190,), 0.3 / 2**0.5), atol=0, rtol=0.15)
 
 
 def test_a_frame_reaches_as_far_as_the_receptive_field(codec: MelRVQCodec, codes: Tensor) -> None:

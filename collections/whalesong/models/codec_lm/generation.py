@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -78,7 +79,7 @@ def make_request(
     """Bring the arguments of a user to one entry for each row.
 
     Raises:
-        ValueError: they speak of different numbers of rows.
+        ValueError: they speak of different numbers of rows, or a length is not above 0.
     """
     rows = _num_rows(conditioning, begin, seconds, seeds, batch_size)
     if seeds is None:
@@ -87,6 +88,8 @@ def make_request(
         seeds = [seeds + row for row in range(rows)]
     if isinstance(seconds, int | float):
         seconds = [float(seconds)] * rows
+    if not all(isfinite(length) and length > 0 for length in seconds):
+        raise ValueError(f"`seconds` must be above 0 in every row, but is {list(seconds)}.")
     request = Request(conditioning, negative, begin or [None] * rows, seconds, list(seeds))
     for name in ("metadata", "negative", "begin", "seconds"):
         given = getattr(request, name)
@@ -181,7 +184,8 @@ class AudioGenerator:
         """Codes (B, K, F) with -1 where they are to be generated, and frames of each row (B,).
 
         Raises:
-            ValueError: what a row goes on from is as long as what is asked for.
+            ValueError: what a row goes on from is neither audio nor codes of the codec, or as long
+                as what is asked for.
         """
         clips = self._codes_of(request.begin)
         lens = [max(round(seconds * self.codec.frame_rate), 1) for seconds in request.seconds]
@@ -203,6 +207,9 @@ class AudioGenerator:
 
     def _codes_of(self, clips: Sequence[Clip]) -> list[Clip]:
         """Codes as they are; audio is tokenized, each clip alone."""
+        for row, clip in enumerate(clips):
+            if clip is not None and (fault := self._fault_of(clip)):
+                raise ValueError(f"`begin` of row {row} must be {fault}.")
         device = self.model.device
         return [
             clip
@@ -210,6 +217,21 @@ class AudioGenerator:
             else self.codec.encode(clip[None].to(device))[0][0]
             for clip in clips
         ]
+
+    def _fault_of(self, clip: Tensor) -> str | None:
+        """What a clip must be, but is not; None for a good one."""
+        is_audio = clip.is_floating_point()
+        kind, height = (
+            ("audio", self.codec.num_channels) if is_audio else ("codes", self.model.num_quantizers)
+        )
+        if clip.dim() != 2 or len(clip) != height:
+            return f"{kind} ({height}, length), but is {tuple(clip.shape)}"
+        if is_audio:
+            return None if clip.isfinite().all() else "audio without NaN and infinity, but has some"
+        size = self.codec.codebook_size
+        if clip.numel() and not 0 <= int(clip.min()) <= int(clip.max()) < size:
+            return f"codes from 0 to {size - 1}, but has {int(clip.min())} to {int(clip.max())}"
+        return None
 
     def _arguments(
         self,
@@ -251,10 +273,8 @@ class AudioGenerator:
         )
 
     def _conditions(self, metadata: Metadata | None, rows: int) -> dict[str, Condition]:
-        if self.model.conditioner is None:
-            return {}
         if metadata is None:
-            return self.model.conditioner.null(rows)
+            return self.model.no_condition(rows)
         return self.model.condition(metadata)
 
     def _window_frames(self) -> int | None:

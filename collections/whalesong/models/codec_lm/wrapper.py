@@ -78,18 +78,29 @@ class AudioLanguageModelWrapper(nn.Module):
     def forward(
         self, codes: Tensor, codes_lens: Tensor | None = None, metadata: Metadata | None = None
     ) -> LMOutput:
-        """Logits of all codes (B, K, F) under the conditions of each row."""
+        """Logits of all codes (B, K, F) under the conditions of each row; None for no conditions.
+
+        Raises:
+            ValueError: a row lacks a condition, or there are not as many as rows of codes.
+        """
+        if metadata is None:
+            return self.lm(codes, codes_lens, self.no_condition(len(codes)))
+        if len(metadata) != len(codes):
+            raise ValueError(f"`metadata` must have one entry for each of {len(codes)} rows, "
+                             f"but has {len(metadata)}.")  # fmt: skip
         return self.lm(codes, codes_lens, self.condition(metadata))
 
-    def condition(self, metadata: Metadata | None) -> dict[str, Condition]:
+    def condition(self, metadata: Metadata) -> dict[str, Condition]:
         """Embed the conditions of each row.
 
         Raises:
             ValueError: a row lacks a condition.
         """
-        if self.conditioner is None or metadata is None:
-            return {}
-        return self.conditioner(metadata)
+        return {} if self.conditioner is None else self.conditioner(metadata)
+
+    def no_condition(self, batch_size: int) -> dict[str, Condition]:
+        """The null conditions of each row."""
+        return {} if self.conditioner is None else self.conditioner.null(batch_size)
 
     def codes_of(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         """Codes (B, K, F) and frames (B,) of a batch; audio is tokenized here."""

@@ -59,9 +59,7 @@ class BlockGriffinLim(nn.Module):
         self.blocks = blocks
         self.num_iterations = num_iterations
         self.momentum = momentum
-        generator = torch.Generator().manual_seed(0)
-        offsets = 2 * torch.pi * torch.rand(transform.num_bins, generator=generator)
-        self.register_buffer("phase_offsets", offsets, persistent=False)
+        self.register_buffer("phase_offsets", _smooth_phases(transform.num_bins), persistent=False)
         samples = blocks.fade * transform.hop_length
         ramp = (torch.arange(samples) + 0.5) / max(samples, 1)
         self.register_buffer("fade_in", (torch.pi / 2 * ramp).sin().square(), persistent=False)
@@ -115,6 +113,16 @@ class BlockGriffinLim(nn.Module):
         bins = torch.arange(self.transform.num_bins, device=frames.device)
         turns = (frames[:, None] * bins * self.transform.hop_length % n_fft) / n_fft
         return 2 * torch.pi * turns + self.phase_offsets
+
+
+def _smooth_phases(num_bins: int) -> Tensor:
+    """First phases of the bins: neighbours nearly agree in the middle of the window.
+
+    That is how the bins around a tone are, which a random start finds only after many rounds; the
+    drift keeps the sound from being gathered in one pulse.
+    """
+    drift = torch.randn(num_bins, generator=torch.Generator().manual_seed(0)).cumsum(0) / 2
+    return drift - torch.pi * torch.arange(num_bins)
 
 
 def unmix_bands(bands: Tensor, filters: Tensor, *, num_iterations: int = 10) -> Tensor:
