@@ -18,12 +18,27 @@ pytestmark = pytest.mark.slow
 STEPS = 30
 
 
-@pytest.fixture(scope="module")
-def command(small_job: list[str]) -> Callable[[Path], list[str]]:
+CHANCE = {
+    "salm": ["model.lora.lora_dropout=0.1"],
+    "codec LM": [
+        "model.lm.config.dropout=0.1",
+        "model.conditioning.dropout=0.3",
+        "model.window_seconds=0.4",
+        "exp_manager.ema.enable=true",
+    ],
+}
+"""What a resumed run must draw as the whole one does."""
+
+
+@pytest.fixture(scope="module", params=list(CHANCE))
+def command(
+    request: pytest.FixtureRequest, small_job: list[str], small_codec_lm_job: list[str]
+) -> Callable[[Path], list[str]]:
+    job = {"salm": small_job, "codec LM": small_codec_lm_job}[request.param]
+
     def make(logs: Path) -> list[str]:
         return [
-            *(sys.executable, "-m", "whalesong.cli", *small_job),
-            "model.lora.lora_dropout=0.1",
+            *(sys.executable, "-m", "whalesong.cli", *job, *CHANCE[request.param]),
             "data.train_ds.batch_size=2",
             "data.train_ds.num_workers=1",
             f"exp_manager.explicit_log_dir={logs}",
@@ -41,9 +56,10 @@ def finish(command: list[str], logs: Path) -> dict[str, torch.Tensor]:
     """Run to the end and return what was learned."""
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
-    with open_archive(logs / "checkpoints" / "salm_demo.nemo") as archive:
+    with open_archive(next((logs / "checkpoints").glob("*.nemo"))) as archive:
         tensors = archive.tensors()
-        return {name: tensors[name].clone() for name in tensors if "lora_" in name}
+        trained = ("lora_", "model.lm.", "model.conditioner.")
+        return {n: tensors[n].clone() for n in tensors if any(part in n for part in trained)}
 
 
 @pytest.fixture(scope="module")

@@ -96,6 +96,8 @@ def test_missing_sections_have_the_specified_errors(config, path, text) -> None:
         (ValueError, ["text", "mood"], ["model", "lm", "cross_attention_cond_ids"],
          "`model.lm.cross_attention_cond_ids` names 'mood', but `model.conditioning.configs` has "
          "no conditioner of this id (it has: text, genre, tempo)."),
+        (ValueError, {"delay": [0, 1, 2]}, ["model", "lm", "codebook_pattern_config"],
+         "must be among ['delays'], but ['delay'] are given."),
         (ValueError, -1, ["sample_rate"], "sample_rate"),
         (ValueError, 44100, ["sample_rate"],
          "`sample_rate` must be that of the pretransform (16000), but is 44100."),

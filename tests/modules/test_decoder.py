@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from whalesong.modules.generation import packed_linear
 from whalesong.modules.generation.decoder import StepDecoder
 from whalesong.modules.generation.packed_linear import effective_weight, pack_linear
 from whalesong.modules.lora import add_lora
@@ -126,12 +127,17 @@ def test_short_weights_are_near(weight_dtype: Any, tolerance: float) -> None:
 @pytest.mark.parametrize("rows", [1, 2, 5])
 @pytest.mark.parametrize("bias", [True, False])
 @torch.no_grad()
-def test_packing_keeps_a_linear_layer(rows: int, bias: bool) -> None:
+def test_every_layout_keeps_a_linear_layer(
+    rows: int, bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     linear, x, residual = nn.Linear(24, 40, bias=bias), torch.randn(rows, 24), torch.randn(rows, 40)
     scale = torch.rand(40)
-    packed = pack_linear(linear, num_rows=rows, scale=scale)
-    close(packed(x), linear(x) * scale)
-    close(packed.add_to(residual, x), residual + linear(x) * scale)
+    for large in (1, 10**6):
+        monkeypatch.setattr(packed_linear, "LARGE", large)
+        for copy in (True, False):
+            packed = pack_linear(linear, num_rows=rows, scale=scale, copy_large=copy)
+            close(packed(x), linear(x) * scale)
+            close(packed.add_to(residual, x), residual + linear(x) * scale)
 
 
 @pytest.mark.parametrize("merged", [False, True])

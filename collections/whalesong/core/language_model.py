@@ -39,6 +39,8 @@ class LanguageModelPT(ArchivedModel):
     """
 
     config_schema: ClassVar[type[Schema]]
+    sharding_methods: ClassVar[tuple[str, ...]] = ("generate",)
+    """Methods of the model beside `forward` that need whole parameters when they are sharded."""
 
     def __init__(
         self,
@@ -130,7 +132,7 @@ class LanguageModelPT(ArchivedModel):
         if self.device_mesh is None or self._is_sharded:
             return
         mesh = self.device_mesh["data_parallel"]
-        shard(self.model, mesh, blocks=self.sharding_blocks(), methods=("generate",))
+        shard(self.model, mesh, blocks=self.sharding_blocks(), methods=self.sharding_methods)
         self._is_sharded = True
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

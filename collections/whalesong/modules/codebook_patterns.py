@@ -11,7 +11,7 @@ pattern runs on until the last frame is complete.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
 
@@ -247,15 +247,23 @@ def build_pattern(name: str, num_codebooks: int, **parameters: object) -> Patter
     Raises:
         ValueError: an unknown name or parameter, or an impossible combination.
     """
+    check_pattern(name, parameters)
+    return PATTERNS[name](num_codebooks, **parameters)
+
+
+def check_pattern(name: str, parameters: Iterable[str]) -> None:
+    """Check the names of a pattern and of its parameters, before the codebooks are known.
+
+    Raises:
+        ValueError: an unknown one, with those that are known.
+    """
     if name not in PATTERNS:
         raise ValueError(f"The codebook pattern must be one of {list(PATTERNS)}, but is {name!r}.")
-    pattern = PATTERNS[name]
-    known = [entry.name for entry in fields(pattern) if entry.kw_only]
+    known = [entry.name for entry in fields(PATTERNS[name]) if entry.kw_only]
     if unknown := sorted(set(parameters) - set(known)):
         raise ValueError(
             f"The parameters of pattern {name!r} must be among {known}, but {unknown} are given."
         )
-    return pattern(num_codebooks, **parameters)
 
 
 def _set_counts(provider: PatternProvider, name: str, length: int, default: Sequence[int]) -> None:

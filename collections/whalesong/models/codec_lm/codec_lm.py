@@ -39,6 +39,7 @@ class CodecLMModel(LanguageModelPT):
     """
 
     config_schema = CodecLMConfig
+    sharding_methods = ("score",)
 
     def build_parts(self, assets: Mapping[str, bytes] | None) -> Parts:
         """Build codec, conditioners and language model, add LoRA, freeze, and compose."""

@@ -17,7 +17,7 @@ from whalesong.models.codec_lm.factory_config import (
 )
 from whalesong.models.codec_lm.model import AudioLanguageModel
 from whalesong.models.codec_lm.wrapper import AudioLanguageModelWrapper
-from whalesong.modules.codebook_patterns import build_pattern
+from whalesong.modules.codebook_patterns import build_pattern, check_pattern
 from whalesong.modules.codec.build import build_codec, parse_section
 from whalesong.modules.codec.codec import Codec
 from whalesong.modules.conditioning.build import build_multi_conditioner, check_conditioning
@@ -77,7 +77,8 @@ def check_audio_lm_config(config: Mapping[str, Any]) -> AudioLanguageModelConfig
     if model.get("pretransform") is None:
         raise ValueError("`model.pretransform` is mandatory, but is missing.")
     parse_section(_section(model, "pretransform"))
-    _check_pattern_name(lm)
+    parameters = _section(lm, "codebook_pattern_config") or {}
+    check_pattern(str(lm.get("codebook_pattern", "delay")), parameters)
     conditioners = check_conditioning(_section(model, "conditioning"))
     _required(lm, "type", "Must specify lm type in lm config")
     _required(lm, "config", "Must specify lm model config in lm config")
@@ -190,11 +191,6 @@ def _section(parent: Mapping[str, Any], key: str, text: str = "") -> Any:
 def _check_model_type(config: Mapping[str, Any]) -> None:
     if config.get("model_type", "lm") != "lm":
         raise NotImplementedError(f"Unknown model type: {config['model_type']}")
-
-
-def _check_pattern_name(lm: Mapping[str, Any]) -> None:
-    """Build the pattern for one codebook: an unknown name has its error before a codec is read."""
-    build_pattern(str(lm.get("codebook_pattern", "delay")), 1)
 
 
 def _check_audio(container: AudioLanguageModelConfigContainer, codec: Codec) -> None:

@@ -209,7 +209,7 @@ class AudioGenerator:
         """Codes as they are; audio is tokenized, each clip alone."""
         for row, clip in enumerate(clips):
             if clip is not None and (fault := self._fault_of(clip)):
-                raise ValueError(f"`begin` of row {row} must be {fault}.")
+                raise ValueError(f"The clip of row {row} must be {fault}.")
         device = self.model.device
         return [
             clip

@@ -27,12 +27,8 @@ class CodecLMLoss:
             "loss"; "num_targets", the number of codes; "sums": negative log-likelihood and number
             of codes of each codebook, (K,) each; in evaluation mode "num_correct" as well.
         """
-        codes, codes_lens = self.model.codes_of(batch)
-        conditions = self.model.condition(batch["metadata"])
-        hidden, mask = self.model.lm.hidden(codes, codes_lens, conditions)
-        rows = hidden.transpose(0, 1)[:, mask]  # (K, M, D), M real frames
-        targets = codes.transpose(0, 1)[:, mask]  # (K, M)
-        logits = torch.bmm(rows, self.model.lm.head_weights().transpose(1, 2)).float()
+        logits, targets = self.model.score(batch)
+        logits = logits.float()
         losses = nn.functional.cross_entropy(
             logits.flatten(0, 1), targets.flatten(), reduction="none"
         ).view_as(targets)

@@ -14,6 +14,9 @@ from whalesong.modules.generation.decoder import StepDecoder
 from whalesong.modules.generation.packed_linear import WeightDtype, pack_linear
 from whalesong.modules.kv_cache import KVCache
 
+STEPS_THAT_PAY = 128
+"""Steps from which on copies of large matrices pay back."""
+
 Variant = tuple[Mapping[str, Condition], float]
 """Conditions of B rows, and their weight in the guided logits."""
 
@@ -49,11 +52,11 @@ class GuidedStepModel:
         self._batch_size, self._max_steps = batch_size, max_steps
         self._weights = lm.heads.weight.new_tensor([weight for _, weight in variants])
         self._conditions = joined([lm.route(conditions) for conditions, _ in variants])
-        num_rows = len(variants) * batch_size
+        packing = {"weight_dtype": weight_dtype, "copy_large": max_steps >= STEPS_THAT_PAY}
         self._decoder = StepDecoder(
-            lm.backbone.transformer, num_rows=num_rows, weight_dtype=weight_dtype
+            lm.backbone.transformer, num_rows=len(variants) * batch_size, **packing
         )
-        self._heads = pack_linear(lm.heads, num_rows=batch_size, weight_dtype=weight_dtype)
+        self._heads = pack_linear(lm.heads, num_rows=batch_size, **packing)
         self._captures = compile == "auto" and lm.heads.weight.is_cuda
 
     @torch.no_grad()

@@ -108,6 +108,18 @@ class AudioLanguageModelWrapper(nn.Module):
             return batch["codes"], batch["codes_lens"]
         return self.pretransform.encode(batch["audio"], batch["audio_lens"])
 
+    def score(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """Logits (K, M, V) of all codes of a batch, and these codes (K, M), over M real frames.
+
+        Args:
+            batch: see `CodecLMLoss.loss_fn`.
+        """
+        codes, codes_lens = self.codes_of(batch)
+        hidden, mask = self.lm.hidden(codes, codes_lens, self.condition(batch["metadata"]))
+        rows = hidden.transpose(0, 1)[:, mask]  # (K, M, D)
+        logits = torch.bmm(rows, self.lm.head_weights().transpose(1, 2))
+        return logits, codes.transpose(0, 1)[:, mask]
+
     # -- generation -------------------------------------------------------------------------------
 
     def generate_audio(

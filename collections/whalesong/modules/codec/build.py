@@ -74,9 +74,9 @@ def parse_section(section: Mapping[str, Any]) -> CodecFields:
     kind = section.get("type")
     if kind is None:
         raise AssertionError("type must be specified in pretransform config")
-    if kind in CONTINUOUS:
+    if str(kind) in CONTINUOUS:
         raise AssertionError("Pretransform must be discrete")
-    if kind not in PRETRANSFORMS:
+    if str(kind) not in PRETRANSFORMS:
         raise NotImplementedError(f"Unknown pretransform type: {kind}")
     _check_options(section)
     owner = f"`config` of a pretransform of type '{kind}'"

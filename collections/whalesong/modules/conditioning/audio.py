@@ -107,6 +107,8 @@ class CodecConditioner(Conditioner):
         """Codes (K, F), or audio (codec's channels, N) at the codec's rate."""
         tensor, rate = read_recording(recording, sample_rate=self.sample_rate)
         if tensor.is_floating_point():
+            if not tensor.isfinite().all():
+                raise ValueError("a recording must be finite, but holds NaN or infinity.")
             audio = mix_channels(tensor, self.codec.num_channels)
             return resample(audio, rate, self.codec.sample_rate).to(self.device)
         return self._checked_codes(tensor).to(self.device)
@@ -237,7 +239,9 @@ def _are_codes(recording: Any) -> bool:
 
 
 def _own_codec(fields: PretransformFields, assets: Mapping[str, bytes] | None) -> Codec:
-    codec = build_codec(fields.pretransform_config, assets=assets)
+    codec = build_codec(
+        fields.pretransform_config, assets=assets, sample_rate=fields.sample_rate
+    )
     if assets is None and fields.pretransform_ckpt_path is not None:
         _load_weights(codec, fields.pretransform_ckpt_path)
     return codec

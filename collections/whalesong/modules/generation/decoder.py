@@ -4,11 +4,15 @@ The transformer itself begins a sequence with a `KVCache`; the decoder goes on f
 the same sums with packed weights and few operations, on (R, D) instead of (B, T, D).
 """
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from whalesong.modules.generation.packed_linear import PackedLinear, WeightDtype, pack_linear
+from whalesong.modules.generation.packed_linear import PackedLinear, pack_linear
 from whalesong.modules.generation.recall import Recall, ShortRecall
 from whalesong.modules.generation.steps import Rotation, SlicedSteps, StaticSteps, Steps
 from whalesong.modules.kv_cache import KVCache
@@ -22,18 +26,14 @@ class StepDecoder:
     Args:
         transformer: causal; it stays as it is, and later changes of its weights do not matter here.
         num_rows: R.
-        weight_dtype: see `pack_linear`.
+        packing: `weight_dtype` and `copy_large` of `pack_linear`.
     """
 
     @torch.no_grad()
-    def __init__(
-        self, transformer: Transformer, *, num_rows: int, weight_dtype: WeightDtype | None = None
-    ) -> None:
+    def __init__(self, transformer: Transformer, *, num_rows: int, **packing: Any) -> None:
         self.transformer = transformer
-        self._layers = [
-            _Layer(layer, num_rows=num_rows, weight_dtype=weight_dtype)
-            for layer in transformer.layers
-        ]
+        pack = partial(pack_linear, num_rows=num_rows, **packing)
+        self._layers = [_Layer(layer, pack) for layer in transformer.layers]
 
     @torch.no_grad()
     def begin(self, cache: KVCache, *, static: bool = False) -> Steps:
@@ -66,19 +66,16 @@ class StepDecoder:
 class _Layer:
     """One block with packed weights."""
 
-    def __init__(self, block: Block, *, num_rows: int, weight_dtype: WeightDtype | None) -> None:
-        def pack(linear: nn.Module, scale: Tensor | None = None) -> PackedLinear:
-            return pack_linear(linear, num_rows=num_rows, scale=scale, weight_dtype=weight_dtype)
-
+    def __init__(self, block: Block, pack: Callable[..., PackedLinear]) -> None:
         self.block = block
         self.num_heads = block.attention.num_heads
         self.qkv = pack(block.attention.qkv_proj)
-        self.out = pack(block.attention.out_proj, block.attention_end.scale)
+        self.out = pack(block.attention.out_proj, scale=block.attention_end.scale)
         self.up = pack(block.feed_forward.up_proj)
-        self.down = pack(block.feed_forward.down_proj, block.ff_end.scale)
+        self.down = pack(block.feed_forward.down_proj, scale=block.ff_end.scale)
         if block.memory_attention is not None:
             self.query = pack(block.memory_attention.query_proj)
-            self.memory_out = pack(block.memory_attention.out_proj, block.memory_end.scale)
+            self.memory_out = pack(block.memory_attention.out_proj, scale=block.memory_end.scale)
 
     def recall(self, cache: KVCache, index: int) -> Recall | ShortRecall | None:
         """The attention to the memory in a cache, if there is one."""

@@ -1,8 +1,8 @@
 """Linear layers for a few rows at a time, with weights packed once for that.
 
-At generation a matrix is read once for very few rows. What is fastest then depends on their number
-and on the device, and on the CPU it is never the layout that training uses: for one row the
-transposed matrix, for more the blocked one of oneDNN. All give the same sums.
+At generation a matrix is read once for very few rows, and what is fastest then on the CPU is never
+what training does: for small matrices and single rows the transposed matrix, for large ones the
+blocks of oneDNN, or without a copy the matrix times columns. All give the same sums.
 """
 
 from typing import Literal, Protocol
@@ -14,7 +14,7 @@ from torch.nn import functional
 WeightDtype = Literal["float32", "bfloat16", "float16", "int8"]
 
 
-BLOCKED_SIZE = 2**19
+LARGE = 2**19
 """Elements from which on a call of oneDNN, some 40 microseconds, is paid back."""
 
 
@@ -34,6 +34,7 @@ def pack_linear(
     num_rows: int,
     scale: Tensor | None = None,
     weight_dtype: WeightDtype | None = None,
+    copy_large: bool = True,
 ) -> PackedLinear:
     """Pack a linear layer, its LoRA included; the layer itself stays as it is.
 
@@ -43,6 +44,8 @@ def pack_linear(
         scale: (O,), factors of the outputs.
         weight_dtype: stores weights shorter than they are, and so gives other numbers; "bfloat16"
             and "int8" also round the inputs. None keeps them.
+        copy_large: copy large matrices into the layout that is the fastest; the copies take some
+            time and the memory of all weights once more.
 
     Raises:
         ValueError: this weight dtype does not exist for the device.
@@ -59,7 +62,11 @@ def pack_linear(
         return HalfLinear(weight, bias) if weight_dtype == "float16" else ByteLinear(weight, bias)
     if weight.device.type != "cpu" or weight.dtype != torch.float32:
         return PlainLinear(weight.float() if weight_dtype == "float32" else weight, bias)
-    if num_rows > 1 and weight.numel() >= BLOCKED_SIZE and torch.backends.mkldnn.is_available():
+    if weight.numel() < LARGE:
+        return TransposedLinear(weight, bias)
+    if not copy_large:
+        return ColumnLinear(weight, bias)
+    if num_rows > 1 and torch.backends.mkldnn.is_available():
         return BlockedLinear(weight, bias, num_rows)
     return TransposedLinear(weight, bias)
 
@@ -110,6 +117,25 @@ class TransposedLinear:
         if self.bias is not None:
             residual = residual + self.bias
         return torch.addmm(residual, x, self.weight)
+
+
+class ColumnLinear:
+    """The matrix as it is times columns, which with few of them is faster than rows times it."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.weight, self.bias = weight.detach(), None if bias is None else bias[:, None]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Map (R, I) to (R, O)."""
+        if self.bias is None:
+            return torch.mm(self.weight, x.t()).t().contiguous()
+        return torch.addmm(self.bias, self.weight, x.t()).t().contiguous()
+
+    def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
+        """Map (R, I) to (R, O) and add `residual` (R, O)."""
+        if self.bias is not None:
+            residual = residual + self.bias[:, 0]
+        return torch.addmm(residual.t(), self.weight, x.t()).t().contiguous()
 
 
 class BlockedLinear:
