@@ -116,7 +116,7 @@ def build_whalesong(
     from whalesong.models.codec_lm.exchange import lm_state
     from whalesong.models.codec_lm.loss import CodecLMLoss
     from whalesong.models.codec_lm.model import AudioLanguageModel
-    from whalesong.models.codec_lm.step_model import GuidedStepModel
+    from whalesong.models.codec_lm.step_model import GuidedStepModel, PackedWeights
     from whalesong.modules.conditioning.conditioner import Condition
     from whalesong.modules.generation.generate import generate_codes
     from whalesong.modules.generation.sampling import SamplingSettings
@@ -148,13 +148,20 @@ def build_whalesong(
     conditions = {"text": text}
     variants = [({"text": text.null()}, 1.0 - case["guidance"]), (conditions, case["guidance"])]
 
+    if case["guidance"] == 1:
+        variants = variants[1:]
+    packed = None
+    if case["packs"]:
+        shape = {"batch_size": rows, "num_variants": len(variants)}
+        packed = PackedWeights(model, **shape, weight_dtype=case["weight_dtype"])
+
     def generate(frames: int, greedy: bool) -> Tensor:
         steps = GuidedStepModel(
             model,
-            variants if case["guidance"] != 1 else variants[1:],
+            variants,
             batch_size=rows,
             max_steps=pattern.layout(frames).num_steps,
-            weight_dtype=None if greedy else case["weight_dtype"],
+            packed=None if greedy else packed,
         )
         return generate_codes(
             steps,

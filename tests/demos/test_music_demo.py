@@ -62,7 +62,9 @@ def test_the_loops_of_the_corpus_are_measured_as_their_captions_say() -> None:
     assert adherence(rows, "register").followed == 1
     assert adherence(rows, "tempo").followed >= 0.8
     text = summary(rows, {"trained": 1.0, "untrained": 5.5, "unigram": 4.25})
-    assert re.search(r"register +follows the caption in 100\.0 %, shuffled captions \d+\.\d %", text)
+    assert re.search(
+        r"register +follows the caption in 100\.0 %, shuffled captions \d+\.\d %", text
+    )
     assert "trained 1.000, untrained 5.500, unigram 4.250" in text
 
 

@@ -226,6 +226,21 @@ def test_commands_run_in_order(checkout: Path, shell: Callable[..., str]) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("recordings")
+def test_commands_of_the_codec_lm_run_in_order(checkout: Path, shell: Callable[..., str]) -> None:
+    from whalesong.tiny.musicgen import build_tiny_musicgen
+
+    build_tiny_musicgen(checkout / "musicgen", texts=["turn on the light"])
+    few = "trainer.max_steps=2 trainer.val_check_interval=1 trainer.num_sanity_val_steps=0"
+    small = "model.lm.config.embed_dim=64 model.lm.config.depth=1"
+    for command in command_lines("docs/codec_lm.rst"):
+        shell(f"{command} {few} {small}" if "codec_lm/train.py" in command else command)
+    assert (checkout / "generated" / "001.wav").is_file()
+    assert json.loads((checkout / "results.json").read_text())
+    assert (checkout / "musicgen.nemo").is_file()
+
+
+@pytest.mark.slow
 @pytest.mark.usefixtures("demo")
 def test_python_runs_in_order(checkout: Path, shell: Callable[..., str]) -> None:
     (checkout / "readme.py").write_text("\n".join(blocks("python", "README.rst", "docs/salm.rst")))

@@ -244,6 +244,14 @@ def test_a_scale_for_an_unknown_condition_is_refused(model: Any) -> None:
         model.generate_audio(rows(1), guidance_scale={"mood": 2.0}, seconds=0.1)
 
 
+def test_progress_is_a_bar_or_a_function(model: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    told: list[tuple[int, int]] = []
+    model.generate_audio(rows(1), seconds=0.1, progress=lambda *step: told.append(step))
+    assert told[-1][0] == told[-1][1] == len(told)
+    model.generate_audio(rows(1), seconds=0.1, progress=True)
+    assert f"{len(told)}/{len(told)}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize("window", [None, 0.24])
 def test_streamed_pieces_are_the_whole(

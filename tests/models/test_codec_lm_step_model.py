@@ -9,7 +9,11 @@ from torch import Tensor
 
 from whalesong.models.codec_lm.backbone import ContinuousTransformerAudioLMBackbone
 from whalesong.models.codec_lm.model import AudioLanguageModel
-from whalesong.models.codec_lm.step_model import GuidedStepModel, Variant
+from whalesong.models.codec_lm.step_model import (
+    GuidedStepModel,
+    PackedWeights,
+    Variant,
+)
 from whalesong.modules.codebook_patterns import build_pattern
 from whalesong.modules.conditioning.conditioner import Condition
 from whalesong.modules.generation.generate import generate_codes
@@ -159,3 +163,28 @@ def test_short_weights_are_near() -> None:
         near.prefill(tokens[..., :2])
         error = (near.step(tokens[..., 2]) - expected).norm() / expected.norm()
         assert 0 < float(error) < 0.1
+
+
+def test_autocast_around_it_changes_nothing() -> None:
+    lm, parts = build(), variants(2)
+    tokens = torch.randint(SIZE + 1, (2, CODEBOOKS, 3))
+    logits = []
+    for enabled in (False, True):
+        model = GuidedStepModel(lm, parts, batch_size=2, max_steps=3)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            logits.append((model.prefill(tokens[..., :2]), model.step(tokens[..., 2])))
+    assert all(torch.equal(*pair) for pair in zip(*logits, strict=True))
+
+
+def test_packed_weights_serve_many_times() -> None:
+    lm, parts = build(), variants(2)
+    tokens = torch.randint(SIZE + 1, (2, CODEBOOKS, 3))
+    packed = PackedWeights(lm, batch_size=2, num_variants=3)
+    for guided in (parts, [(given, 1.0 / 3) for given, _ in parts]):
+        fast = GuidedStepModel(lm, guided, batch_size=2, max_steps=3, packed=packed)
+        plain = WholePasses(lm, guided)
+        for model in (fast, plain):
+            model.prefill(tokens[..., :2])
+        close(fast.step(tokens[..., 2]), plain.step(tokens[..., 2]))
+    with pytest.raises(ValueError, match="must be for 4 rows, but is for 6"):
+        GuidedStepModel(lm, parts[1:], batch_size=2, max_steps=3, packed=packed)

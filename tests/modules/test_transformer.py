@@ -1,4 +1,4 @@
-"""Laws of the transformer: cached = uncached, masks that hold, conditions that reach every block."""
+"""Laws of the transformer: cached = uncached, masks that hold, conditions in every block."""
 
 from typing import Any
 
@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from whalesong.modules.attention import visible
+from whalesong.modules.embeddings import SinusoidalPositions
 from whalesong.modules.transformer import Transformer
 
 WIDTH, MEMORY, CONDITION = 32, 12, 5
@@ -105,8 +107,6 @@ def test_a_row_without_memory_gets_exactly_nothing_from_it() -> None:
     transformer = build(memory_dim=MEMORY, attention_bias=True)
     attention = transformer.layers[0].memory_attention
     mask = torch.tensor([[True, False], [False, False]])
-    from whalesong.modules.attention import visible
-
     projected = attention.project(torch.randn(2, 2, MEMORY), mask)
     out = attention(torch.randn(2, 3, WIDTH), projected, visible(mask))
     assert out[0].abs().min() > 0 and (out[1] == 0).all()
@@ -182,8 +182,6 @@ def test_sinusoidal_positions_are_those_of_musicgen() -> None:
         MusicgenSinusoidalPositionalEmbedding,
     )
 
-    from whalesong.modules.embeddings import SinusoidalPositions
-
     expected = MusicgenSinusoidalPositionalEmbedding.get_embedding(100, 24)
     close(SinusoidalPositions(24)(torch.arange(100)), expected)
 
@@ -216,3 +214,7 @@ def test_wrong_uses_of_a_cache_are_named() -> None:
         transformer(x, cache=cache)
     with pytest.raises(ValueError, match="`causal` must be true"):
         build(causal=False).init_cache(1, 4)
+    learned = build(positions="learned", max_positions=4)
+    for use in (lambda: learned.init_cache(1, 5), lambda: learned(torch.randn(1, 5, WIDTH))):
+        with pytest.raises(ValueError, match="at most 4 positions, .* but has 5"):
+            use()

@@ -29,7 +29,7 @@ class MusicDemo:
     """
 
     folder: Path
-    num_train: int = 600
+    num_train: int = 2000
     num_validation: int = 48
     num_test: int = 96
     overrides: Sequence[str] = ()

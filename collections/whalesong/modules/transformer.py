@@ -142,7 +142,8 @@ class Transformer(nn.Module):
             cache: from `init_cache`, with memory and condition in it; it grows by T positions.
 
         Raises:
-            ValueError: the cache has no room, or comes with a memory or condition beside it.
+            ValueError: the cache has no room, or comes with a memory or condition beside it; or
+                there are not as many learned positions.
         """
         if cache is None:
             positions, seen = self._whole(x, mask)
@@ -180,10 +181,12 @@ class Transformer(nn.Module):
             condition: (B, G).
 
         Raises:
-            ValueError: the transformer is not causal, so that new positions would change old ones.
+            ValueError: the transformer is not causal, so that new positions would change old ones,
+                or has not learned as many positions.
         """
         if not self.causal:
             raise ValueError("`causal` must be true for a cache, but is false.")
+        self._check_length(max_len)
         weight = self.layers[0].attention.qkv_proj.weight
         shape = (len(self.layers), 2, batch_size, self.num_heads, max_len, self.head_dim)
         return KVCache(
@@ -209,6 +212,7 @@ class Transformer(nn.Module):
 
     def _whole(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Positions (T,) or (B, T) of a whole sequence, and what each of them sees."""
+        self._check_length(x.shape[1])
         if mask is None:
             return torch.arange(x.shape[1], device=x.device), None
         return (mask.cumsum(1) - 1).clamp(min=0), sequence_mask(mask, causal=self.causal)
@@ -223,6 +227,13 @@ class Transformer(nn.Module):
         starts_plainly = cache.length == 0 and cache.padding is None
         seen = None if starts_plainly else cache.attention_mask(num_positions)
         return cache.positions(num_positions), seen
+
+    def _check_length(self, length: int) -> None:
+        if not isinstance(self.positions, LearnedPositions):
+            return
+        if length > (limit := self.positions.num_embeddings):
+            raise ValueError(f"a sequence must have at most {limit} positions, as many as were "
+                             f"learned, but has {length}.")  # fmt: skip
 
     def _rotation(self, positions: Tensor) -> Rotation | None:
         if not self.rotary_dim:

@@ -1,7 +1,7 @@
 """`GuidedStepModel`: the language model under guidance, step by step, for the decoding loop."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -21,6 +21,28 @@ Variant = tuple[Mapping[str, Condition], float]
 """Conditions of B rows, and their weight in the guided logits."""
 
 
+class PackedWeights:
+    """The weights of a language model in the layouts of generation.
+
+    Packing takes seconds for hundreds of millions of weights, so that whoever generates often
+    packs once; the copies stay what they are when the model is trained on.
+
+    Args:
+        lm: the language model.
+        batch_size: B.
+        num_variants: variants of the conditions; 2 with guidance, as a rule.
+        packing: `weight_dtype` and `copy_large` of `pack_linear`.
+    """
+
+    @torch.no_grad()
+    def __init__(
+        self, lm: AudioLanguageModel, *, batch_size: int, num_variants: int, **packing: Any
+    ) -> None:
+        self.num_rows = batch_size * num_variants
+        self.decoder = StepDecoder(lm.backbone.transformer, num_rows=self.num_rows, **packing)
+        self.heads = pack_linear(lm.heads, num_rows=batch_size, **packing)
+
+
 class GuidedStepModel:
     """Guided logits of B rows, step by step (a `StepModel` of the decoding loop).
 
@@ -28,12 +50,13 @@ class GuidedStepModel:
     so hidden states are mixed, and the heads run once: the same logits for less work.
 
     Args:
-        lm: in evaluation mode. Its weights are packed here: later changes do not matter.
+        lm: in evaluation mode.
         variants: conditions and weights; the guided logits are the weighted sum over them.
         batch_size: B.
         max_steps: P, steps of the pattern that a sequence can have, the empty one included.
         compile: "auto" captures a step as one CUDA graph where there is a GPU.
         weight_dtype: see `pack_linear`.
+        packed: the weights for as many rows, packed before; `weight_dtype` then does not count.
     """
 
     @torch.no_grad()
@@ -46,38 +69,46 @@ class GuidedStepModel:
         max_steps: int,
         compile: Literal["auto", "never"] = "auto",
         weight_dtype: WeightDtype | None = None,
+        packed: PackedWeights | None = None,
     ) -> None:
         self.lm = lm
         self.num_codebooks, self.codebook_size = lm.num_codebooks, lm.codebook_size
         self._batch_size, self._max_steps = batch_size, max_steps
         self._weights = lm.heads.weight.new_tensor([weight for _, weight in variants])
         self._conditions = joined([lm.route(conditions) for conditions, _ in variants])
-        packing = {"weight_dtype": weight_dtype, "copy_large": max_steps >= STEPS_THAT_PAY}
-        self._decoder = StepDecoder(
-            lm.backbone.transformer, num_rows=len(variants) * batch_size, **packing
-        )
-        self._heads = pack_linear(lm.heads, num_rows=batch_size, **packing)
+        if packed is None:
+            packed = PackedWeights(
+                lm,
+                batch_size=batch_size,
+                num_variants=len(variants),
+                weight_dtype=weight_dtype,
+                copy_large=max_steps >= STEPS_THAT_PAY,
+            )
+        if packed.num_rows != (num_rows := batch_size * len(variants)):
+            raise ValueError(f"`packed` must be for {num_rows} rows, but is for {packed.num_rows}.")
+        self._decoder, self._heads = packed.decoder, packed.heads
         self._captures = compile == "auto" and lm.heads.weight.is_cuda
 
     @torch.no_grad()
     def prefill(self, tokens: Tensor, *, codebooks: slice | None = None) -> Tensor:
         """Begin anew with steps (B, K, p), p >= 1; logits (B, K, V) of what stands at step p."""
-        cache = self._new_cache()
-        hidden = self.lm.backbone(
-            self._rows(self.lm.embed(tokens)), prepend=self._conditions.prepend, cache=cache
-        )
-        self._steps = self._decoder.begin(cache, static=self._captures)
-        self._captured = None
-        return self._logits(self._mixed(hidden[:, -1]), codebooks)
+        with torch.autocast(tokens.device.type, enabled=False):  # packed weights stay what they are
+            cache = self._new_cache()
+            embeds = self._rows(self.lm.embed(tokens))
+            hidden = self.lm.backbone(embeds, prepend=self._conditions.prepend, cache=cache)
+            self._steps = self._decoder.begin(cache, static=self._captures)
+            self._captured = None
+            return self._logits(self._mixed(hidden[:, -1]), codebooks)
 
     @torch.inference_mode()
     def step(self, tokens: Tensor, *, codebooks: slice | None = None) -> Tensor:
         """Take one more step (B, K); logits (B, K, V) of the step after it."""
-        if not self._captures:
-            return self._logits(self._hidden(tokens), codebooks)
-        if self._captured is None:
-            self._captured = CapturedStep(self._hidden, tokens, self._steps)
-        return self._logits(self._captured(tokens), codebooks)
+        with torch.autocast(tokens.device.type, enabled=False):
+            if not self._captures:
+                return self._logits(self._hidden(tokens), codebooks)
+            if self._captured is None:
+                self._captured = CapturedStep(self._hidden, tokens, self._steps)
+            return self._logits(self._captured(tokens), codebooks)
 
     def _new_cache(self) -> KVCache:
         return self.lm.backbone.init_cache(

@@ -19,6 +19,7 @@ from whalesong.data.channels import load_channels
 from whalesong.metrics.clap import ClapScorer
 from whalesong.models.codec_lm.config import SampleSettings
 from whalesong.models.codec_lm.generation import Clip, make_request
+from whalesong.models.codec_lm.progress import StepBar
 from whalesong.models.codec_lm.rerank import rerank
 from whalesong.models.codec_lm.samples import log_samples
 
@@ -61,15 +62,14 @@ def answer(model: "CodecLMModel", request: PredictConfig) -> Iterator[dict[str, 
             seconds=generator.settings.seconds,
             seeds=seed,
         )
-        with tqdm(desc="generating", unit="step") as bar:
-            result = rerank(
-                generator,
-                wanted,
-                num_candidates=num_candidates,
-                texts=None if clap is None else [_text(model, row) for row in metadata],
-                scorer=None if clap is None else ClapScorer(clap),
-                progress=lambda done, total: _advance(bar, done, total),
-            )
+        result = rerank(
+            generator,
+            wanted,
+            num_candidates=num_candidates,
+            texts=None if clap is None else [_text(model, row) for row in metadata],
+            scorer=None if clap is None else ClapScorer(clap),
+            progress=StepBar(),
+        )
     except (ValueError, OSError) as error:
         raise ConfigError(f"`predict`: {str(error).splitlines()[0]}") from error
     for row, audio in enumerate(result.best.audio):
@@ -188,8 +188,3 @@ def _text(model: "CodecLMModel", row: dict[str, Any]) -> str:
 def _printable(row: dict[str, Any]) -> dict[str, Any]:
     """The conditions that are no tensors."""
     return {name: value for name, value in row.items() if not isinstance(value, Tensor)}
-
-
-def _advance(bar: tqdm, done: int, total: int) -> None:
-    bar.total = total
-    bar.update(done - bar.n)

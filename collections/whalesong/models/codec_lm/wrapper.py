@@ -15,6 +15,7 @@ from whalesong.models.codec_lm.generation import (
     make_request,
 )
 from whalesong.models.codec_lm.model import AudioLanguageModel, LMOutput
+from whalesong.models.codec_lm.progress import reporter
 from whalesong.modules.codebook_patterns import PatternProvider
 from whalesong.modules.codec.codec import Codec
 from whalesong.modules.conditioning.conditioner import Condition
@@ -132,7 +133,7 @@ class AudioLanguageModelWrapper(nn.Module):
         seconds: float | Sequence[float] = 10.0,
         seeds: int | Sequence[int] | None = None,
         window_seconds: float | None = None,
-        progress: Progress | None = None,
+        progress: bool | Progress = False,
         **settings: Any,
     ) -> GeneratedAudio:
         """Generate rows of audio; each row is what it would be alone.
@@ -146,7 +147,7 @@ class AudioLanguageModelWrapper(nn.Module):
             seconds: length, of all rows or of each.
             seeds: one for each row, or that of the first row, which counts on; random ones if None.
             window_seconds: longer clips are generated window by window of this length.
-            progress: called with the steps that are done, and all steps.
+            progress: True shows a bar; a function is called with the steps that are done, and all.
             **settings: keys of `GenerationSettings`, such as `temperature`, `top_k`, `top_p`,
                 `guidance_scale` (one for all conditions, or one for each by its id) and
                 `stride_seconds`.
@@ -165,7 +166,7 @@ class AudioLanguageModelWrapper(nn.Module):
         generator = AudioGenerator(
             self, generation_settings(**settings), window_seconds=window_seconds
         )
-        return generator.generate(request, progress=progress)
+        return generator.generate(request, progress=reporter(progress))
 
     def stream_audio(
         self,
