@@ -206,8 +206,9 @@ def test_files_that_are_named_are_there() -> None:
     assert [script for script, lines in scripts.items() if lines > 50] == []
 
 
-def test_picture_is_well_formed() -> None:
-    picture = ElementTree.parse(ROOT / "docs" / "dataflow.svg").getroot()
+@pytest.mark.parametrize("name", ["salm.svg", "codec_lm.svg"])
+def test_picture_is_well_formed(name: str) -> None:
+    picture = ElementTree.parse(ROOT / "docs" / name).getroot()
     assert picture.tag.endswith("svg") and picture.get("viewBox")
 
 
