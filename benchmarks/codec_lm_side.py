@@ -117,6 +117,7 @@ def build_whalesong(
     from whalesong.models.codec_lm.loss import CodecLMLoss
     from whalesong.models.codec_lm.model import AudioLanguageModel
     from whalesong.models.codec_lm.step_model import GuidedStepModel, PackedWeights
+    from whalesong.models.codec_lm.wrapper import AudioLanguageModelWrapper
     from whalesong.modules.conditioning.conditioner import Condition
     from whalesong.modules.generation.generate import generate_codes
     from whalesong.modules.generation.sampling import SamplingSettings
@@ -172,17 +173,19 @@ def build_whalesong(
             settings=SamplingSettings(temperature=0.0 if greedy else 1.0, top_k=TOP_K),
         ).codes
 
-    wrapper = SimpleNamespace(
+    wrapper = AudioLanguageModelWrapper(
+        pretransform=SimpleNamespace(downsampling_ratio=1),
         lm=model,
-        training=True,
-        codes_of=lambda batch: (batch["codes"], None),
-        condition=lambda _: conditions,
+        conditioner=lambda _: conditions,
+        sample_rate=32000,
     )
     objective = CodecLMLoss(model=wrapper)
     return (
         model,
         generate,
-        lambda codes: objective.loss_fn({"codes": codes, "metadata": None})["loss"],
+        lambda codes: objective.loss_fn({"codes": codes, "codes_lens": None, "metadata": []})[
+            "loss"
+        ],
     )
 
 

@@ -18,10 +18,11 @@ from whalesong.experiment import quiet_libraries
 def evaluate(options: dict[str, object]) -> None:
     """Evaluate, write the JSON file and print the table."""
     quiet_libraries()
-    from whalesong.models.codec_lm import evaluation, evaluation_report
+    from whalesong.models.codec_lm.evaluation import evaluate as evaluation
+    from whalesong.models.codec_lm.evaluation.report import format_table
 
     settings = validate(evaluation.EvaluationSettings, options)
-    print(evaluation_report.format_table(evaluation.evaluate(settings)))
+    print(format_table(evaluation.evaluate(settings)))
     print(f"Written: {settings.output}")
 
 

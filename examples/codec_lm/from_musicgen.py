@@ -2,8 +2,8 @@
 
     python examples/codec_lm/from_musicgen.py musicgen_folder musicgen.nemo
 
-Codec, text encoder and tokenizer travel in the archive, which generates, trains (also with LoRA) and
-is evaluated like any other codec language model.
+Codec, text encoder and tokenizer travel in the archive, which generates, trains (also with LoRA)
+and is evaluated like any other codec language model.
 """
 
 import argparse

@@ -10,11 +10,13 @@ import torch
 
 from whalesong.demos.music import MusicDemo
 from whalesong.demos.music_compose import (
+    Adherence,
     TextOnly,
     adherence,
     describe,
     measure,
     summary,
+    verdict,
     write_example,
 )
 from whalesong.demos.music_report import VERSIONS, write_report
@@ -47,6 +49,14 @@ def test_output_that_ignores_its_caption_is_at_chance() -> None:
     assert found.followed == found.chance == pytest.approx(1 / 3)
 
 
+@pytest.mark.parametrize(
+    ("followed", "said"),
+    [(0.85, "is steered by the text"), (0.6, "is steered in part"), (0.36, "is not steered")],
+)
+def test_the_summary_claims_no_control_that_is_not_there(followed: float, said: str) -> None:
+    assert said in verdict(Adherence(followed, chance=0.33, round_trip=0.9))
+
+
 def test_silence_follows_no_caption() -> None:
     assert measure(torch.zeros(1, 3 * RATE), RATE) == {"tempo": None, "register": None}
 
@@ -65,6 +75,7 @@ def test_the_loops_of_the_corpus_are_measured_as_their_captions_say() -> None:
     assert re.search(
         r"register +follows the caption in 100\.0 %, shuffled captions \d+\.\d %", text
     )
+    assert "register is steered by the text" in text
     assert "trained 1.000, untrained 5.500, unigram 4.250" in text
 
 

@@ -66,3 +66,10 @@ def test_loudness_and_silence_around_it_do_not_matter(loops):
 def test_what_cannot_be_measured_is_refused(measure, audio, message):
     with pytest.raises(ValueError, match=message):
         measure(audio, RATE)
+
+
+def test_onsets_that_never_repeat_have_no_tempo() -> None:
+    audio = np.zeros(3 * 16000, dtype=np.float32)
+    audio[8000:8160] = 1.0
+    with pytest.raises(ValueError, match="onsets that repeat"):
+        measure_tempo(audio, 16000)

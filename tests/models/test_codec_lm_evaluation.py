@@ -18,15 +18,15 @@ import whalesong
 from whalesong.core.errors import ConfigError, DataError
 from whalesong.core.schema import validate
 from whalesong.metrics.clap import ClapScorer
-from whalesong.models.codec_lm.baselines import count_codes, untrained_copy
-from whalesong.models.codec_lm.evaluation import (
+from whalesong.models.codec_lm.evaluation.baselines import count_codes, untrained_copy
+from whalesong.models.codec_lm.evaluation.evaluate import (
     EvaluationSettings,
     evaluate,
     measure_clap,
     measure_distance,
 )
-from whalesong.models.codec_lm.evaluation_report import EvaluationResult, format_table
-from whalesong.models.codec_lm.evaluation_sets import ClipReader, open_shar, read_clips
+from whalesong.models.codec_lm.evaluation.report import EvaluationResult, format_table
+from whalesong.models.codec_lm.evaluation.sets import ClipReader, open_shar, read_clips
 from whalesong.models.codec_lm.tokenize import read_pretransform, tokenize_shar
 
 WORDS = ["<s>", "<pad>", "</s>", "<unk>", "slow", "fast", "tone", "number", *map(str, range(12))]

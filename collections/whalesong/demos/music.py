@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from whalesong.demos.processes import run_module
-from whalesong.demos.stages import Stage, peak_memory_gib, run_stages
+from whalesong.demos.stages import DemoFolder, Stage, peak_memory_gib, run_stages
 
 SAMPLE_RATE = 16000
 CODEC_SECONDS = 600.0
@@ -17,18 +17,18 @@ SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
-class MusicDemo:
+class MusicDemo(DemoFolder):
     """Sizes of the demo.
 
     Attributes:
-        folder: everything is written here.
         num_train: training loops.
         num_validation: validation loops.
         num_test: test loops; training has no captions like theirs.
         overrides: of `conf/experiment/music_demo.yaml`.
     """
 
-    folder: Path
+    name = "music"
+
     num_train: int = 2000
     num_validation: int = 48
     num_test: int = 96
@@ -70,11 +70,6 @@ class MusicDemo:
         )
 
     @property
-    def corpus(self) -> Path:
-        """Shar folders `train`, `validation`, `test`."""
-        return self.folder / "corpus"
-
-    @property
     def words(self) -> Path:
         """The tokenizer of the captions."""
         return self.folder / "words"
@@ -88,26 +83,6 @@ class MusicDemo:
     def tokenized(self) -> Path:
         """Exists when all of the corpus has codes."""
         return self.folder / "tokenized"
-
-    @property
-    def logs(self) -> Path:
-        """Log folder of exp_manager."""
-        return self.folder / "music"
-
-    @property
-    def archive(self) -> Path:
-        """The trained model."""
-        return self.logs / "checkpoints" / "music_demo.nemo"
-
-    @property
-    def summary(self) -> Path:
-        """What was measured, as text."""
-        return self.folder / "summary.txt"
-
-    @property
-    def report(self) -> Path:
-        """The page with curves and players."""
-        return self.folder / "report.html"
 
     def write_corpus(self) -> None:
         """lhotse shar of train, validation and test, the last with combinations of its own."""

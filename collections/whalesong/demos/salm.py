@@ -9,17 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from whalesong.demos.processes import half_the_cores, run_module
-from whalesong.demos.stages import Stage, peak_memory_gib, run_stages
+from whalesong.demos.stages import DemoFolder, Stage, peak_memory_gib, run_stages
 
 NUM_VALIDATION = 60
 
 
 @dataclass(frozen=True)
-class SalmDemo:
+class SalmDemo(DemoFolder):
     """Sizes of the demo.
 
     Attributes:
-        folder: everything is written here.
         num_train: training utterances.
         num_test: test utterances, all of unseen voices.
         asr_steps: training steps of the recognizer.
@@ -27,7 +26,8 @@ class SalmDemo:
         overrides: of `conf/experiment/salm_demo.yaml`.
     """
 
-    folder: Path
+    name = "salm"
+
     num_train: int = 5000
     num_test: int = 300
     asr_steps: int = 900
@@ -62,11 +62,6 @@ class SalmDemo:
         )
 
     @property
-    def corpus(self) -> Path:
-        """Shar folders `train`, `validation`, `test`."""
-        return self.folder / "corpus"
-
-    @property
     def asr(self) -> Path:
         """The recognizer."""
         return self.folder / "asr.nemo"
@@ -80,26 +75,6 @@ class SalmDemo:
     def parts(self) -> Path:
         """Exists when both parts are trained."""
         return self.folder / "parts-trained"
-
-    @property
-    def logs(self) -> Path:
-        """Log folder of exp_manager."""
-        return self.folder / "salm"
-
-    @property
-    def archive(self) -> Path:
-        """The trained SALM."""
-        return self.logs / "checkpoints" / "salm_demo.nemo"
-
-    @property
-    def summary(self) -> Path:
-        """Word error rates, as text."""
-        return self.folder / "summary.txt"
-
-    @property
-    def report(self) -> Path:
-        """The page with curves and transcripts."""
-        return self.folder / "report.html"
 
     def write_corpus(self) -> None:
         """lhotse shar of train, validation and test, the last with unseen voices and speeds."""
@@ -124,7 +99,9 @@ class SalmDemo:
                 show = None if output == self.asr else log  # two progress bars would mix
                 arguments = [output.stem, str(self.corpus), str(output), str(steps)]
                 command = [sys.executable, "-m", "whalesong.demos.train_part", *arguments]
-                processes.append(subprocess.Popen(command, env=half_the_cores(), stderr=show))
+                process = subprocess.Popen(command, env=half_the_cores(), stderr=show)
+                running.callback(process.kill)  # nothing to one that has ended
+                processes.append(process)
             for process in processes:
                 if process.wait() != 0:
                     raise subprocess.CalledProcessError(process.returncode, process.args)

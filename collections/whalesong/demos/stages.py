@@ -1,10 +1,51 @@
 """Stages that are kept: a demo that is run again goes on where it stopped."""
 
 import resource
+import signal
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
+
+
+@dataclass(frozen=True)
+class DemoFolder:
+    """Where the stages of a demo leave what they make.
+
+    Attributes:
+        folder: everything is written here.
+    """
+
+    name: ClassVar[str]
+
+    folder: Path
+
+    @property
+    def corpus(self) -> Path:
+        """Shar folders `train`, `validation`, `test`."""
+        return self.folder / "corpus"
+
+    @property
+    def logs(self) -> Path:
+        """Log folder of exp_manager."""
+        return self.folder / self.name
+
+    @property
+    def archive(self) -> Path:
+        """The trained model."""
+        return self.logs / "checkpoints" / f"{self.name}_demo.nemo"
+
+    @property
+    def summary(self) -> Path:
+        """What was measured, as text."""
+        return self.folder / "summary.txt"
+
+    @property
+    def report(self) -> Path:
+        """The page with curves and examples."""
+        return self.folder / "report.html"
 
 
 @dataclass(frozen=True)
@@ -23,18 +64,28 @@ class Stage:
 
 
 def run_stages(stages: list[Stage]) -> None:
-    """Run the stages whose output is missing, and say how long each took."""
-    for number, stage in enumerate(stages, start=1):
-        heading = f"[{number}/{len(stages)}] {stage.name}"
-        if stage.output.exists():
-            print(f"{heading}: kept from before, {stage.output}", flush=True)
-            continue
-        print(heading, flush=True)
-        begin = time.perf_counter()
-        stage.run()
-        if not stage.output.exists():
-            raise RuntimeError(f"stage '{stage.name}' ended without its output {stage.output}")
-        print(f"    done in {time.perf_counter() - begin:.0f} s -> {stage.output}", flush=True)
+    """Run the stages whose output is missing, and say how long each took.
+
+    SIGTERM ends a stage as Ctrl-C does, and the processes that it has started with it.
+    """
+    previous = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        for number, stage in enumerate(stages, start=1):
+            _run_stage(stage, f"[{number}/{len(stages)}] {stage.name}")
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _run_stage(stage: Stage, heading: str) -> None:
+    if stage.output.exists():
+        print(f"{heading}: kept from before, {stage.output}", flush=True)
+        return
+    print(heading, flush=True)
+    begin = time.perf_counter()
+    stage.run()
+    if not stage.output.exists():
+        raise RuntimeError(f"stage '{stage.name}' ended without its output {stage.output}")
+    print(f"    done in {time.perf_counter() - begin:.0f} s -> {stage.output}", flush=True)
 
 
 def peak_memory_gib() -> float:

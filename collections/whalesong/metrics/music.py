@@ -69,8 +69,9 @@ def _best_tempo(onsets: np.ndarray, rate: float) -> float:
     peaks = lags[
         (similarity[lags] >= similarity[lags - 1]) & (similarity[lags] >= similarity[lags + 1])
     ]
-    if not len(peaks) or not onsets.max() > 0:
-        raise ValueError("`audio` must have onsets, but has none.")
+    peaks = peaks[similarity[peaks] > 0]
+    if not len(peaks):
+        raise ValueError("`audio` must have onsets that repeat, but has none.")
     good = peaks[similarity[peaks] >= 0.78 * similarity[peaks].max()]
     return float(60 * rate / good[0])
 
@@ -92,6 +93,7 @@ def _pitch(power: np.ndarray, sample_rate: int, size: int) -> float:
     peaks = lags[
         (similarity[lags] >= similarity[lags - 1]) & (similarity[lags] >= similarity[lags + 1])
     ]
+    peaks = peaks[similarity[peaks] > 0]
     if not len(peaks):
         return HIGHEST_HZ
     return sample_rate / float(peaks[similarity[peaks] >= 0.85 * similarity[peaks].max()][0])

@@ -239,9 +239,7 @@ def _are_codes(recording: Any) -> bool:
 
 
 def _own_codec(fields: PretransformFields, assets: Mapping[str, bytes] | None) -> Codec:
-    codec = build_codec(
-        fields.pretransform_config, assets=assets, sample_rate=fields.sample_rate
-    )
+    codec = build_codec(fields.pretransform_config, assets=assets, sample_rate=fields.sample_rate)
     if assets is None and fields.pretransform_ckpt_path is not None:
         _load_weights(codec, fields.pretransform_ckpt_path)
     return codec

@@ -9,7 +9,7 @@ from tqdm import tqdm
 from whalesong.data.loader import BatchLoader
 from whalesong.metrics.likelihood import unigram_likelihood
 from whalesong.models.codec_lm.codec_lm import CodecLMModel
-from whalesong.models.codec_lm.evaluation_report import Likelihoods
+from whalesong.models.codec_lm.evaluation.report import Likelihoods
 
 
 def measure_likelihoods(

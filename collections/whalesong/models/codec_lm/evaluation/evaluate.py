@@ -24,9 +24,9 @@ from whalesong.metrics.frechet import (
     frechet_distance_per_song,
     kernel_distance,
 )
-from whalesong.models.codec_lm.baselines import measure_likelihoods
 from whalesong.models.codec_lm.codec_lm import CodecLMModel
-from whalesong.models.codec_lm.evaluation_report import (
+from whalesong.models.codec_lm.evaluation.baselines import measure_likelihoods
+from whalesong.models.codec_lm.evaluation.report import (
     ClapScores,
     EvaluationResult,
     GeneratedClip,
@@ -34,7 +34,7 @@ from whalesong.models.codec_lm.evaluation_report import (
     SetDistance,
     write_result,
 )
-from whalesong.models.codec_lm.evaluation_sets import (
+from whalesong.models.codec_lm.evaluation.sets import (
     LEAST_CLIPS,
     ClipReader,
     RealClip,

@@ -1,0 +1,1 @@
+"""Evaluation on held-out clips: likelihood, distances, scores, and a report of them."""
