@@ -33,6 +33,7 @@ REQUIRES = [
     "tqdm>=4.66",
     "transformers>=5,<6",
 ]
+PHONEMES = ["g2p_en>=2.1"]
 TEST = ["docutils>=0.21", "hypothesis>=6.100", "pytest>=8", "pytest-xdist>=3.6", "setuptools>=70.1"]
 DEV = [*TEST, "import-linter>=2.3", "ruff>=0.9"]
 
@@ -63,7 +64,7 @@ setup(
     package_dir={"": "collections"},
     packages=find_packages("collections", include=["whalesong", "whalesong.*"]),
     install_requires=REQUIRES,
-    extras_require={"test": TEST, "dev": DEV},
+    extras_require={"phonemes": PHONEMES, "test": TEST, "dev": DEV},
     entry_points={"console_scripts": ["xlm = whalesong.cli:main"]},
     cmdclass={"build_py": BuildWithConf},
     zip_safe=False,

@@ -279,7 +279,7 @@ def test_skip_sees_every_other_cut_and_counts(plan_of, damaged, collator, caplog
     loader = loader_of(plan_of, folder, collator, on_bad_cut="skip")
     with caplog.at_level(logging.WARNING, logger="whalesong"):
         seen = {id: first for b in loader for id, first in zip(b["ids"], b["firsts"], strict=True)}
-    loader.close()
+        loader.close()
     everything = {f"utt{i}" for i in range(12)}
     if lost is not None:
         assert set(seen) == everything - lost

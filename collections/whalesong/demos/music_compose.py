@@ -203,13 +203,13 @@ def write_examples(
 
 def write_example(stem: Path, audio: Any, sample_rate: int) -> None:
     """Write audio (C, N) as `<stem>.wav`, and its spectrogram as `<stem>.png`."""
-    from PIL import Image
+    from matplotlib.image import imsave
 
     from whalesong.models.codec_lm.samples import spectrogram_image
     from whalesong.models.codec_lm.use import write_wav
 
     write_wav(stem.with_suffix(".wav"), audio, sample_rate)
-    Image.fromarray(spectrogram_image(audio, sample_rate)).save(stem.with_suffix(".png"))
+    imsave(stem.with_suffix(".png"), spectrogram_image(audio, sample_rate))
 
 
 def summary(rows: Sequence[Row], likelihood: dict[str, float]) -> str:
