@@ -1,6 +1,7 @@
 """The codec language model: its loss, its laws, and its archives."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 import whalesong
 from whalesong.core.errors import ConfigError, DataError
 from whalesong.data.datamodule import build_loader
+from whalesong.models.codec_lm.request import make_request
 
 PATTERNS = {
     "parallel": {},
@@ -242,6 +244,20 @@ def test_negative_prompts_lead_away(model: Any) -> None:
 def test_a_scale_for_an_unknown_condition_is_refused(model: Any) -> None:
     with pytest.raises(ValueError, match="`guidance_scale` names 'mood'"):
         model.generate_audio(rows(1), guidance_scale={"mood": 2.0}, seconds=0.1)
+
+
+def test_a_generator_packs_once_for_requests_of_as_many_rows(model: Any) -> None:
+    generator = model.parts.predictor.generator(seconds=0.2)
+    request = make_request(
+        rows(2), batch_size=None, negative=None, begin=None, seconds=0.2, seeds=[1, 2]
+    )
+    first = generator.generate(request)
+    packed = generator._packed
+    assert all(map(torch.equal, first.codes, generator.generate(request).codes))
+    assert generator._packed is packed
+    alone = replace(request, metadata=rows(1), begin=[None], seconds=[0.2], seeds=[1])
+    assert torch.equal(generator.generate(alone).codes[0], first.codes[0])
+    assert generator._packed is not packed
 
 
 def test_progress_is_a_bar_or_a_function(model: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,9 +16,10 @@ from whalesong.metrics.likelihood import CodeLikelihood
 from whalesong.models.codec_lm.collator import TEXT, CodecLMCollator
 from whalesong.models.codec_lm.config import CodecLMConfig
 from whalesong.models.codec_lm.factory import build_audio_lm, check_audio_lm_config, collect_assets
-from whalesong.models.codec_lm.generation import GeneratedAudio, Metadata
+from whalesong.models.codec_lm.generation import GeneratedAudio
 from whalesong.models.codec_lm.loss import CodecLMLoss
 from whalesong.models.codec_lm.predictor import CodecLMPredictor
+from whalesong.models.codec_lm.request import Metadata
 from whalesong.models.codec_lm.tokenize import describe_codec
 from whalesong.models.codec_lm.use import answer, evaluate, log_fixed_prompts
 from whalesong.models.codec_lm.wrapper import AudioLanguageModelWrapper

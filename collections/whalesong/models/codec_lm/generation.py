@@ -1,8 +1,7 @@
 """Generation with the codec language model: from raw conditions to codes and waveforms."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,7 +9,12 @@ from torch import Tensor
 
 from whalesong.models.codec_lm.config import GenerationSettings
 from whalesong.models.codec_lm.guidance import guidance_variants
-from whalesong.models.codec_lm.step_model import GuidedStepModel
+from whalesong.models.codec_lm.request import Clip, Metadata, Request
+from whalesong.models.codec_lm.step_model import (
+    STEPS_THAT_PAY,
+    GuidedStepModel,
+    PackedWeights,
+)
 from whalesong.modules.conditioning.conditioner import Condition
 from whalesong.modules.generation.generate import (
     Progress,
@@ -23,34 +27,6 @@ from whalesong.modules.generation.sampling import SamplingSettings
 
 if TYPE_CHECKING:
     from whalesong.models.codec_lm.wrapper import AudioLanguageModelWrapper
-
-Metadata = Sequence[Mapping[str, Any]]
-"""For each row, the value of each condition by its id."""
-
-Clip = Tensor | None
-"""Audio (C, N), or codes (K, F), or nothing."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """What to generate, row by row.
-
-    Attributes:
-        metadata: conditions of each row; None generates without conditions.
-        negative: conditions to be led away from; None compares with no conditions.
-        begin: what each row goes on from.
-        seconds: length of each row, what it goes on from included.
-        seeds: one for each row.
-    """
-
-    metadata: Metadata | None
-    negative: Metadata | None
-    begin: Sequence[Clip]
-    seconds: Sequence[float]
-    seeds: Sequence[int]
-
-    def __len__(self) -> int:
-        return len(self.seeds)
 
 
 @dataclass(frozen=True)
@@ -67,40 +43,11 @@ class GeneratedAudio:
     """Mean log-probability of a generated code of each row, before temperature and filters."""
 
 
-def make_request(
-    conditioning: Metadata | None,
-    *,
-    batch_size: int | None,
-    negative: Metadata | None,
-    begin: Sequence[Clip] | None,
-    seconds: float | Sequence[float],
-    seeds: int | Sequence[int] | None,
-) -> Request:
-    """Bring the arguments of a user to one entry for each row.
-
-    Raises:
-        ValueError: they speak of different numbers of rows, or a length is not above 0.
-    """
-    rows = _num_rows(conditioning, begin, seconds, seeds, batch_size)
-    if seeds is None:
-        seeds = torch.randint(2**31, (rows,)).tolist()
-    elif isinstance(seeds, int):
-        seeds = [seeds + row for row in range(rows)]
-    if isinstance(seconds, int | float):
-        seconds = [float(seconds)] * rows
-    if not all(isfinite(length) and length > 0 for length in seconds):
-        raise ValueError(f"`seconds` must be above 0 in every row, but is {list(seconds)}.")
-    request = Request(conditioning, negative, begin or [None] * rows, seconds, list(seeds))
-    for name in ("metadata", "negative", "begin", "seconds"):
-        given = getattr(request, name)
-        if given is not None and len(given) != rows:
-            raise ValueError(f"`{name}` must have one entry for each of {rows} rows, "
-                             f"but has {len(given)}.")  # fmt: skip
-    return request
-
-
 class AudioGenerator:
     """Generates with one model under fixed settings.
+
+    The weights are packed for the first request and kept for all that have as many rows: make
+    another generator when the model has been trained on.
 
     Args:
         model: in evaluation mode.
@@ -125,6 +72,7 @@ class AudioGenerator:
             top_p=settings.top_p,
             min_p=settings.min_p,
         )
+        self._packed: PackedWeights | None = None
 
     def generate(self, request: Request, *, progress: Progress | None = None) -> GeneratedAudio:
         """Generate all rows; each is what it is alone."""
@@ -263,14 +211,29 @@ class AudioGenerator:
             for part, weight in guidance_variants(conditions, negative, scale)
         ]
         frames = min(num_frames, self._window_frames() or num_frames)
+        batch_size = len(request) * copies
+        max_steps = self.model.pattern_provider.layout(frames).num_steps
         return GuidedStepModel(
             self.model.lm,
             variants,
-            batch_size=len(request) * copies,
-            max_steps=self.model.pattern_provider.layout(frames).num_steps,
+            batch_size=batch_size,
+            max_steps=max_steps,
             compile=self.settings.compile,
-            weight_dtype=self.settings.weight_dtype,
+            packed=self._packed_weights(batch_size, len(variants), max_steps),
         )
+
+    def _packed_weights(self, batch_size: int, num_variants: int, max_steps: int) -> PackedWeights:
+        """Those of the last request, if they fit."""
+        rows = (batch_size, num_variants)
+        if self._packed is None or self._packed.rows != rows:
+            self._packed = PackedWeights(
+                self.model.lm,
+                batch_size=batch_size,
+                num_variants=num_variants,
+                weight_dtype=self.settings.weight_dtype,
+                copy_large=max_steps >= STEPS_THAT_PAY,
+            )
+        return self._packed
 
     def _conditions(self, metadata: Metadata | None, rows: int) -> dict[str, Condition]:
         if metadata is None:
@@ -309,19 +272,3 @@ def _repeated(condition: Condition, copies: int) -> Condition:
     if copies == 1:
         return condition
     return Condition(*(tensor.repeat_interleave(copies, dim=0) for tensor in condition))
-
-
-def _num_rows(
-    conditioning: Metadata | None,
-    begin: Sequence[Clip] | None,
-    seconds: float | Sequence[float],
-    seeds: int | Sequence[int] | None,
-    batch_size: int | None,
-) -> int:
-    """Rows by the first argument that tells; 1 if none does."""
-    if batch_size is not None:
-        return batch_size
-    for given in (conditioning, begin, seconds, seeds):
-        if isinstance(given, Sequence):
-            return len(given)
-    return 1

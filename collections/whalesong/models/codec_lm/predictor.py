@@ -4,7 +4,8 @@ from typing import Any
 
 from whalesong.core.parts import Batch
 from whalesong.models.codec_lm.config import GenerationSettings, generation_settings
-from whalesong.models.codec_lm.generation import AudioGenerator, make_request
+from whalesong.models.codec_lm.generation import AudioGenerator
+from whalesong.models.codec_lm.request import make_request
 from whalesong.models.codec_lm.wrapper import AudioLanguageModelWrapper
 
 

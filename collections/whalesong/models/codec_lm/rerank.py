@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from whalesong.metrics.clap import TextAudioScorer, best_of, score_candidates
-from whalesong.models.codec_lm.generation import AudioGenerator, GeneratedAudio, Request
+from whalesong.models.codec_lm.generation import AudioGenerator, GeneratedAudio
+from whalesong.models.codec_lm.request import Request
 from whalesong.modules.generation.generate import Progress
 from whalesong.modules.generation.sampling import candidate_seeds
 

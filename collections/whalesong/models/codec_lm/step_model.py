@@ -38,8 +38,10 @@ class PackedWeights:
     def __init__(
         self, lm: AudioLanguageModel, *, batch_size: int, num_variants: int, **packing: Any
     ) -> None:
-        self.num_rows = batch_size * num_variants
-        self.decoder = StepDecoder(lm.backbone.transformer, num_rows=self.num_rows, **packing)
+        self.rows = (batch_size, num_variants)
+        self.decoder = StepDecoder(
+            lm.backbone.transformer, num_rows=batch_size * num_variants, **packing
+        )
         self.heads = pack_linear(lm.heads, num_rows=batch_size, **packing)
 
 
@@ -84,8 +86,9 @@ class GuidedStepModel:
                 weight_dtype=weight_dtype,
                 copy_large=max_steps >= STEPS_THAT_PAY,
             )
-        if packed.num_rows != (num_rows := batch_size * len(variants)):
-            raise ValueError(f"`packed` must be for {num_rows} rows, but is for {packed.num_rows}.")
+        if packed.rows != (rows := (batch_size, len(variants))):
+            raise ValueError(f"`packed` must be for {rows} rows and variants, but is for "
+                             f"{packed.rows}.")  # fmt: skip
         self._decoder, self._heads = packed.decoder, packed.heads
         self._captures = compile == "auto" and lm.heads.weight.is_cuda
 

@@ -18,8 +18,8 @@ from whalesong.core.totals import EvaluationTotals
 from whalesong.data.channels import load_channels
 from whalesong.metrics.clap import ClapScorer
 from whalesong.models.codec_lm.config import SampleSettings
-from whalesong.models.codec_lm.generation import Clip, make_request
 from whalesong.models.codec_lm.progress import StepBar
+from whalesong.models.codec_lm.request import Clip, make_request
 from whalesong.models.codec_lm.rerank import rerank
 from whalesong.models.codec_lm.samples import log_samples
 

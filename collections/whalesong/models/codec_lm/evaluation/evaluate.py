@@ -46,7 +46,8 @@ from whalesong.models.codec_lm.evaluation.sets import (
     read_held_out,
     through_codec,
 )
-from whalesong.models.codec_lm.generation import AudioGenerator, GeneratedAudio, make_request
+from whalesong.models.codec_lm.generation import AudioGenerator, GeneratedAudio
+from whalesong.models.codec_lm.request import make_request
 from whalesong.models.codec_lm.rerank import rerank
 from whalesong.models.codec_lm.tokenize import describe_codec
 from whalesong.models.codec_lm.use import write_wav
