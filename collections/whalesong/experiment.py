@@ -164,11 +164,12 @@ def report_training(log_dir: Path, metrics: dict[str, Any], *, data: "LanguageDa
 
     Args:
         log_dir: exp_manager's log folder.
-        metrics: the trainer's last values; a single validation set is not told twice.
+        metrics: the trainer's last values; a single validation set is not told twice, values of
+            single codebooks (`val_nll_0`) are in the logs only.
         data: names the validation sets, and the question that an evaluation has to ask, too.
     """
     single = f"_{data.val_names[0]}" if len(data.val_names) == 1 else None
-    shown = [key for key in sorted(metrics) if key.startswith("val_")]
+    shown = [key for key in sorted(metrics) if key.startswith("val_") and not key[-1].isdigit()]
     shown = [key for key in shown if single is None or not key.endswith(single)]
     values = ", ".join(f"{key} {float(metrics[key]):.4f}" for key in shown)
     print(f"\nTrained. {values}")
