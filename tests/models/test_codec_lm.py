@@ -260,6 +260,20 @@ def test_a_generator_packs_once_for_requests_of_as_many_rows(model: Any) -> None
     assert generator._packed is not packed
 
 
+def test_generation_is_the_same_in_the_middle_of_training(
+    build_codec_lm: Callable[..., Any],
+) -> None:
+    section = {"configs": [{"id": "text", "type": "text", "dropout": 0.9}], "dropout": 0.9}
+    model = build_codec_lm(conditioning=section)
+    fixed = {"seconds": 0.2, "seeds": [1, 2], "guidance_scale": 2.0}
+    calm = model.model.generate_audio(rows(2), **fixed)
+    model.train()
+    modes = [part.training for part in model.modules()]
+    busy = model.model.generate_audio(rows(2), **fixed)
+    assert all(map(torch.equal, calm.codes, busy.codes))
+    assert [part.training for part in model.modules()] == modes
+
+
 def test_progress_is_a_bar_or_a_function(model: Any, capsys: pytest.CaptureFixture[str]) -> None:
     told: list[tuple[int, int]] = []
     model.generate_audio(rows(1), seconds=0.1, progress=lambda *step: told.append(step))

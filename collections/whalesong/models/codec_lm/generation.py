@@ -1,11 +1,12 @@
 """Generation with the codec language model: from raw conditions to codes and waveforms."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from whalesong.models.codec_lm.config import GenerationSettings
 from whalesong.models.codec_lm.guidance import guidance_variants
@@ -40,7 +41,8 @@ class GeneratedAudio:
     seeds: list[int]
     """One for each row: with it the row is generated again, in any batch."""
     log_probs: list[float]
-    """Mean log-probability of a generated code of each row, before temperature and filters."""
+    """Mean log-probability of a generated code of each row, before temperature and filters; of
+    in-filling, the log-probability of what the model finds behind the span."""
 
 
 class AudioGenerator:
@@ -77,9 +79,15 @@ class AudioGenerator:
     def generate(self, request: Request, *, progress: Progress | None = None) -> GeneratedAudio:
         """Generate all rows; each is what it is alone."""
         known, lens = self.known_codes(request)
-        arguments = self._arguments(request, known, lens, progress)
-        generated = generate_codes(**arguments, windows=self._windows())
-        return self._collect(request, generated.codes, generated.log_probs, known, lens)
+        with evaluating(self.model):
+            arguments = self._arguments(request, known, lens, progress)
+            made = generate_codes(**arguments, windows=self._windows())
+        fresh = (known < 0) & (torch.arange(known.shape[2]) < lens[:, None])[:, None].to(
+            known.device
+        )
+        counts = fresh.flatten(1).sum(1).clamp_min(1)
+        means = (made.log_probs * fresh).flatten(1).sum(1) / counts
+        return self._collect(request, made.codes, lens, means)
 
     def stream(self, request: Request, *, progress: Progress | None = None) -> Iterator[Tensor]:
         """Yield audio (B, C, n) as soon as it is settled; joined it is what `generate` gives.
@@ -91,12 +99,12 @@ class AudioGenerator:
         if len(lens.unique()) > 1:
             raise ValueError(f"`seconds` must be the same in all rows of a stream, but is "
                              f"{list(request.seconds)}.")  # fmt: skip
-        arguments = self._arguments(request, known, lens, progress)
-        pieces = stream_codes(**arguments, windows=self._windows())
-        decoder = self.codec.streaming_decoder()
-        for codes in pieces:
-            if (audio := decoder.push(codes)).shape[2]:
-                yield audio
+        with evaluating(self.model):
+            arguments = self._arguments(request, known, lens, progress)
+            decoder = self.codec.streaming_decoder()
+            for codes in stream_codes(**arguments, windows=self._windows()):
+                if (audio := decoder.push(codes)).shape[2]:
+                    yield audio
         if (audio := decoder.flush()).shape[2]:
             yield audio
 
@@ -124,9 +132,10 @@ class AudioGenerator:
             )
         known = self._padded(clips, int(lens.max()))
         known[:, :, begin:end] = -1
-        arguments = self._arguments(request, known, lens, progress, copies=num_candidates)
-        filled = infill(**arguments, num_candidates=num_candidates)
-        return self._collect(request, filled.codes, torch.zeros(known.shape), known, lens)
+        with evaluating(self.model):
+            arguments = self._arguments(request, known, lens, progress, copies=num_candidates)
+            filled = infill(**arguments, num_candidates=num_candidates)
+        return self._collect(request, filled.codes, lens, filled.log_weights.amax(1))
 
     def known_codes(self, request: Request) -> tuple[Tensor, Tensor]:
         """Codes (B, K, F) with -1 where they are to be generated, and frames of each row (B,).
@@ -253,18 +262,27 @@ class AudioGenerator:
         return Windows(max_frames=frames, stride=new)
 
     def _collect(
-        self, request: Request, codes: Tensor, log_probs: Tensor, known: Tensor, lens: Tensor
+        self, request: Request, codes: Tensor, lens: Tensor, log_probs: Tensor
     ) -> GeneratedAudio:
         rows = [row[:, :length] for row, length in zip(codes, lens.tolist(), strict=True)]
-        generated = (known < 0).to(log_probs.device)
-        counts = generated.flatten(1).sum(1).clamp_min(1)
-        means = (log_probs * generated).flatten(1).sum(1) / counts
         return GeneratedAudio(
             audio=[self.codec.decode(row[None])[0] for row in rows],
             codes=rows,
             seeds=list(request.seeds),
-            log_probs=means.tolist(),
+            log_probs=log_probs.tolist(),
         )
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Without dropout of weights and conditions; afterwards every part is in its mode again."""
+    training = [part for part in module.modules() if part.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
 
 
 def _repeated(condition: Condition, copies: int) -> Condition:
