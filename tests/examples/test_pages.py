@@ -22,6 +22,7 @@ from whalesong.core.compose import compose
 from whalesong.core.job_config import check_job
 from whalesong.core.schema import validate
 from whalesong.data.config import DataConfig
+from whalesong.demos.music import MusicDemo
 from whalesong.demos.salm import SalmDemo
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -247,6 +248,14 @@ def test_python_runs_in_order(checkout: Path, shell: Callable[..., str]) -> None
     (checkout / "readme.py").write_text("\n".join(blocks("python", "README.rst", "docs/salm.rst")))
     shell("python readme.py")
     assert (checkout / "slim.nemo").is_file()
+
+
+@pytest.mark.slow
+def test_python_of_the_codec_lm_runs_in_order(checkout: Path, shell: Callable[..., str]) -> None:
+    MusicDemo.short(checkout / "demo" / "music").run()
+    (checkout / "page.py").write_text("\n".join(blocks("python", "docs/codec_lm.rst")))
+    assert "torch.Size([2, 1, " in shell("python page.py")
+    assert (checkout / "1.wav").is_file()
 
 
 @pytest.mark.slow
