@@ -1,52 +1,26 @@
 """CLAP scores by a tiny real model: deterministic, the same alone and in a batch, for any rate."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import scipy.signal
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import ClapConfig, ClapFeatureExtractor, ClapModel, PreTrainedTokenizerFast
 
 from whalesong.metrics.clap import ClapScorer, TextAudioScorer, best_of, score_candidates
 from whalesong.metrics.frechet import frechet_audio_distance
+from whalesong.tiny.clap import build_tiny_clap
 
 RATE = 48000
-WORDS = ["<s>", "<pad>", "</s>", "<unk>", "a", "slow", "fast", "piano", "beat"]
+WORDS = ["a", "slow", "fast", "piano", "beat"]
 TEXTS = ["a slow piano", "a fast beat", "a"]
-
-
-def build_clap(folder: Path, *, fusion: bool = False) -> Path:
-    """An untrained ClapModel with tokenizer and feature extractor, that hears one second."""
-    torch.manual_seed(0)
-    text = {
-        "vocab_size": len(WORDS), "hidden_size": 16, "num_hidden_layers": 1,
-        "num_attention_heads": 2, "intermediate_size": 16, "max_position_embeddings": 12,
-        "projection_dim": 8, "bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2,
-    }  # fmt: skip
-    audio = {
-        "spec_size": 64, "hidden_size": 32, "patch_embeds_hidden_size": 16, "depths": [1, 1],
-        "num_attention_heads": [2, 2], "num_mel_bins": 16, "num_hidden_layers": 2,
-        "projection_dim": 8, "window_size": 4, "enable_fusion": fusion, "aff_block_r": 2,
-    }  # fmt: skip
-    config = ClapConfig(text_config=text, audio_config=audio, projection_dim=8)
-    ClapModel(config).save_pretrained(folder)
-    ClapFeatureExtractor(
-        feature_size=16, max_length_s=1, truncation="fusion" if fusion else "rand_trunc"
-    ).save_pretrained(folder)
-    words = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    words.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
-    special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
-    PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["plain", "fusion"])
 def scorer(request: Any, tmp_path_factory: pytest.TempPathFactory) -> ClapScorer:
-    return ClapScorer(build_clap(tmp_path_factory.mktemp("clap"), fusion=request.param))
+    return ClapScorer(
+        build_tiny_clap(tmp_path_factory.mktemp("clap"), words=WORDS, fusion=request.param)
+    )
 
 
 def noise(seconds: float, *, seed: int, rate: int = RATE) -> np.ndarray:

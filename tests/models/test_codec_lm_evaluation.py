@@ -11,8 +11,6 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import ClapConfig, ClapFeatureExtractor, ClapModel, PreTrainedTokenizerFast
 
 import whalesong
 from whalesong.core.errors import ConfigError, DataError
@@ -28,36 +26,16 @@ from whalesong.models.codec_lm.evaluation.evaluate import (
 from whalesong.models.codec_lm.evaluation.report import EvaluationResult, format_table
 from whalesong.models.codec_lm.evaluation.sets import ClipReader, open_shar, read_clips
 from whalesong.models.codec_lm.tokenize import read_pretransform, tokenize_shar
+from whalesong.tiny.clap import build_tiny_clap
 
-WORDS = ["<s>", "<pad>", "</s>", "<unk>", "slow", "fast", "tone", "number", *map(str, range(12))]
+WORDS = ["slow", "fast", "tone", "number", *map(str, range(12))]
 
 
 @pytest.fixture(scope="module")
 def clap(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained ClapModel that hears a tenth of a second."""
     folder = tmp_path_factory.mktemp("clap")
-    torch.manual_seed(0)
-    text = {
-        "vocab_size": len(WORDS), "hidden_size": 16, "num_hidden_layers": 1,
-        "num_attention_heads": 2, "intermediate_size": 16, "max_position_embeddings": 12,
-        "projection_dim": 8, "bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2,
-    }  # fmt: skip
-    audio = {
-        "spec_size": 64, "hidden_size": 32, "patch_embeds_hidden_size": 16, "depths": [1, 1],
-        "num_attention_heads": [2, 2], "num_mel_bins": 16, "num_hidden_layers": 2,
-        "projection_dim": 8, "window_size": 4,
-    }  # fmt: skip
-    config = ClapConfig(text_config=text, audio_config=audio, projection_dim=8)
-    ClapModel(config).save_pretrained(folder)
-    features = ClapFeatureExtractor(feature_size=16, max_length_s=1, truncation="rand_trunc")
-    features.nb_max_samples = 4800
-    features.save_pretrained(folder)
-    words = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    words.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
-    special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
-    PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained(folder)
-    return folder
+    return build_tiny_clap(folder, words=WORDS, max_seconds=0.1)
 
 
 @pytest.fixture(scope="module")
