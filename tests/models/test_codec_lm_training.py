@@ -111,6 +111,30 @@ def test_a_trained_model_is_evaluated_and_asked(
         assert soundfile.info(row["wav"]).frames == 8000
 
 
+def test_a_condition_may_be_the_path_of_a_recording(
+    build_codec_lm: Callable[..., Any], tmp_path: Path
+) -> None:
+    archive, wav = tmp_path / "model.nemo", tmp_path / "prompt.wav"
+    build_codec_lm({"cross_attention_cond_ids": ["text", "prompt"]}).save_to(archive)
+    soundfile.write(wav, 0.1 * torch.randn(3200).numpy(), 16000)
+    ask = [
+        "job_type=predict",
+        f"predict.ckpt_path={archive}",
+        f"predict.output_file={tmp_path}/rows.jsonl",
+        "predict.generation={seconds: 0.2, seed: 1}",
+    ]
+    made = []
+    for name, request in {
+        "path": f"predict.conditions=[{{text: a, prompt: {wav}}}]",
+        "audio": f"predict.audio=[{wav}]",
+    }.items():
+        prompts = ["predict.prompts=[a]"] if name == "audio" else []
+        folder = f"predict.output_dir={tmp_path / name}"
+        run(compose("audio_lm_generate", overrides=[*ask, request, *prompts, folder]))
+        made.append((tmp_path / name / "001.wav").read_bytes())
+    assert made[0] == made[1]
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

@@ -26,6 +26,7 @@ from whalesong.corpora.music_captions import (
     midi_to_hz,
     styles,
 )
+from whalesong.corpora.splits import split_counts
 
 CHORDS: tuple[tuple[int, ...], ...] = ((0, 3, 4, 0), (0, 5, 3, 4), (0, 4, 5, 3), (0, 1, 4, 0))
 """Progressions, as degrees of a scale; a chord lasts two beats."""
@@ -89,10 +90,12 @@ def write_music_loops(
         ConfigError: a count is below 1, or loops are too short for two slow beats.
         DataError: if `folder` is not empty.
     """
-    counts: dict[Split, int] = {"train": num_train, "validation": num_validation, "test": num_test}
-    for name, count in [*((f"num_{k}", v) for k, v in counts.items()), ("shard_size", shard_size)]:
-        if count < 1:
-            raise ConfigError(f"`{name}` must be at least 1, but is {count} instead.")
+    counts = split_counts(
+        num_train=num_train,
+        num_validation=num_validation,
+        num_test=num_test,
+        shard_size=shard_size,
+    )
     if seconds < 2:
         raise ConfigError(f"`seconds` must be at least 2, but is {seconds} instead.")
     with atomic_folder(folder) as partial:

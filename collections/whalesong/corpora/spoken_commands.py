@@ -13,9 +13,9 @@ from lhotse.shar import SharWriter
 from tqdm.auto import tqdm
 
 from whalesong.core.atomic import atomic_folder
-from whalesong.core.errors import ConfigError
 from whalesong.corpora.espeak import Synthesizer
 from whalesong.corpora.grammar import Split, sample_sentences
+from whalesong.corpora.splits import split_counts
 
 ACCENTS: tuple[str, ...] = ("en-us", "en-us-nyc", "en-gb-x-rp", "en-029")
 """espeak-ng voices that all splits share."""
@@ -101,10 +101,12 @@ def write_spoken_commands(
         ConfigError: if a count is below 1.
         DataError: if `folder` is not empty or espeak-ng cannot be loaded.
     """
-    counts: dict[Split, int] = {"train": num_train, "validation": num_validation, "test": num_test}
-    for name, count in [*((f"num_{k}", v) for k, v in counts.items()), ("shard_size", shard_size)]:
-        if count < 1:
-            raise ConfigError(f"`{name}` must be at least 1, but is {count} instead.")
+    counts = split_counts(
+        num_train=num_train,
+        num_validation=num_validation,
+        num_test=num_test,
+        shard_size=shard_size,
+    )
     synthesizer = Synthesizer(sample_rate=sample_rate)
     with atomic_folder(folder) as partial:
         return {

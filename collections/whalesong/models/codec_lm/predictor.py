@@ -41,14 +41,8 @@ class CodecLMPredictor:
         """
         seeds = generation.pop("seeds", None)
         generator = self.generator(**generation)
-        request = make_request(
-            batch["metadata"],
-            batch_size=None,
-            negative=None,
-            begin=None,
-            seconds=generator.settings.seconds,
-            seeds=seeds,
-        )
+        seconds = generator.settings.seconds
+        request = make_request(batch["metadata"], seconds=seconds, seeds=seeds)
         return vars(generator.generate(request))
 
     def generator(self, **changes: Any) -> AudioGenerator:

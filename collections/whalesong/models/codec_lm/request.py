@@ -40,11 +40,11 @@ class Request:
 def make_request(
     conditioning: Metadata | None,
     *,
-    batch_size: int | None,
-    negative: Metadata | None,
-    begin: Sequence[Clip] | None,
     seconds: float | Sequence[float],
-    seeds: int | Sequence[int] | None,
+    batch_size: int | None = None,
+    negative: Metadata | None = None,
+    begin: Sequence[Clip] | None = None,
+    seeds: int | Sequence[int] | None = None,
 ) -> Request:
     """Bring the arguments of a user to one entry for each row.
 

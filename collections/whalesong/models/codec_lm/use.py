@@ -56,8 +56,6 @@ def answer(model: "CodecLMModel", request: PredictConfig) -> Iterator[dict[str, 
         generator = model.parts.predictor.generator(**settings)
         wanted = make_request(
             metadata,
-            batch_size=None,
-            negative=None,
             begin=_clips(model, request.begin, len(metadata)),
             seconds=generator.settings.seconds,
             seeds=seed,
@@ -91,12 +89,7 @@ def log_fixed_prompts(model: "CodecLMModel", settings: SampleSettings) -> None:
     Raises:
         ConfigError: the prompts do not fit the model.
     """
-    request = PredictConfig(conditions=settings.prompts)
-    metadata = _metadata(model, request)
-    for row in metadata:
-        for name in model.recording_ids:
-            if isinstance(row[name], str):
-                (row[name],) = _clips(model, [row[name]], 1)
+    metadata = _metadata(model, PredictConfig(conditions=settings.prompts))
     changes = {} if settings.seconds is None else {"seconds": settings.seconds}
     try:
         made = model.generate_audio(metadata, seeds=settings.seed, **changes)
@@ -133,7 +126,10 @@ def write_wav(path: Path, audio: Tensor, sample_rate: int) -> None:
 
 
 def _metadata(model: "CodecLMModel", request: PredictConfig) -> list[dict[str, Any]]:
-    """Conditions of each row: those of the request, with prompts and audio at their ids."""
+    """Conditions of each row: those of the request, with prompts and audio at their ids.
+
+    A recording is the path of its file in the request, and is read here.
+    """
     count = max(map(len, (request.conditions, request.prompts, request.audio, request.begin)))
     nothing = dict.fromkeys(model.condition_ids)
     rows = [{**nothing, **row} for row in _spread(request.conditions or [{}], count, "conditions")]
@@ -152,6 +148,9 @@ def _metadata(model: "CodecLMModel", request: PredictConfig) -> list[dict[str, A
                 f"`predict.conditions` names '{unknown[0]}', but the model's conditions are: "
                 f"{known}."
             )
+        for name in model.recording_ids:
+            if isinstance(row[name], str):
+                (row[name],) = _clips(model, [row[name]], 1)
     return rows
 
 

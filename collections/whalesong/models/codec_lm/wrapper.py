@@ -221,7 +221,6 @@ class AudioLanguageModelWrapper(nn.Module):
         request = make_request(
             conditioning,
             batch_size=len(clips),
-            negative=None,
             begin=clips,
             seconds=1.0,
             seeds=seeds,
