@@ -1,6 +1,6 @@
 # Each target makes the virtual environment .venv first, when it is missing or out of date.
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-music test test-slow lint format clean-demo
+.PHONY: help demo demo-music demo-audiolm test test-slow lint format clean-demo
 
 BIN := .venv/bin
 DEMO_FLAGS ?=
@@ -18,6 +18,9 @@ demo: .venv/.installed  ## train SALM on synthesized spoken commands and report 
 
 demo-music: .venv/.installed  ## train text to music on synthesized loops and measure its control
 	$(BIN)/python examples/codec_lm/demo.py $(DEMO_FLAGS)
+
+demo-audiolm: .venv/.installed  ## train AudioLM on synthesized melodies and measure what it goes on with
+	$(BIN)/python examples/audiolm/demo.py $(DEMO_FLAGS)
 
 test: .venv/.installed  ## run the default tests: offline, under 5 minutes on 2 cores
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(TEST_FLAGS)

@@ -321,3 +321,75 @@ def small_codec_lm_job(mel_rvq: Path, music_shar: Path) -> list[str]:
         "trainer.accelerator=cpu",
         "trainer.enable_progress_bar=false",
     ]
+
+
+@pytest.fixture(scope="session")
+def audiolm_config(mel_rvq: Path) -> Callable[..., dict[str, Any]]:
+    """The `model` section of a tiny AudioLM; keyword arguments replace its keys."""
+
+    def config(**changes: Any) -> dict[str, Any]:
+        section = {
+            "sample_rate": 16000,
+            "pretransform": {"type": "mel_rvq", "config": {"model_path": str(mel_rvq)}},
+            "d_model": 32,
+            "num_heads": 2,
+            "num_layers": 2,
+            "num_quantizers": 3,
+            "codebook_size": 32,
+            "dropout": 0.0,
+            "generation": {"max_seconds": 0.4},
+            "optimizer": {"_target_": "torch.optim.AdamW", "lr": 1e-3},
+        }
+        section.update(changes)
+        return {key: value for key, value in section.items() if value is not None}
+
+    return config
+
+
+@pytest.fixture(scope="session")
+def build_audiolm(audiolm_config: Callable[..., dict[str, Any]]) -> Callable[..., Any]:
+    """A tiny AudioLM with fixed weights."""
+    import torch
+    from nemo.utils import logging as nemo_logging
+
+    from whalesong.models.audiolm.audiolm import AudioLMModel
+
+    nemo_logging.setLevel(logging.ERROR)
+
+    def build(**changes: Any) -> AudioLMModel:
+        torch.manual_seed(0)
+        return AudioLMModel(audiolm_config(**changes)).eval()
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def small_audiolm_job(mel_rvq: Path, music_shar: Path) -> list[str]:
+    """Arguments of `xlm` for a training of seconds of AudioLM without any chance in the data."""
+    return [
+        "--config-name=audiolm",
+        "job_type=train",
+        "model.sample_rate=16000",
+        f"model.pretransform={{type: mel_rvq, config: {{model_path: {mel_rvq}}}}}",
+        "model.d_model=32",
+        "model.num_heads=2",
+        "model.num_layers=2",
+        "model.num_quantizers=3",
+        "model.codebook_size=32",
+        "model.dropout=0",
+        f"data.train_ds.shar_path={music_shar}",
+        f"data.validation_ds.datasets.val.shar_path={music_shar}",
+        "data.train_ds.num_workers=0",
+        "data.train_ds.use_bucketing=false",
+        *(
+            f"data.train_ds.{key}=null"
+            for key in ("batch_duration", "min_duration", "max_duration")
+        ),
+        "data.train_ds.batch_size=4",
+        "data.validation_ds.batch_duration=null",
+        "data.validation_ds.batch_size=4",
+        "trainer.max_epochs=null",
+        "trainer.check_val_every_n_epoch=null",
+        "trainer.accelerator=cpu",
+        "trainer.enable_progress_bar=false",
+    ]

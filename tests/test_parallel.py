@@ -26,15 +26,17 @@ STRATEGIES = {
 LEARNED = ("lora_", "modality_adapter", "model.lm.", "model.conditioner.")
 
 
-@pytest.fixture(scope="module", params=["salm", "codec LM"])
+@pytest.fixture(scope="module", params=["salm", "codec LM", "AudioLM"])
 def run(
     request: pytest.FixtureRequest,
     small_job: list[str],
     small_codec_lm_job: list[str],
+    small_audiolm_job: list[str],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[[str], dict[str, torch.Tensor]]:
     """Train with a strategy in a real command and return what was learned."""
-    job = {"salm": small_job, "codec LM": small_codec_lm_job}[request.param]
+    jobs = {"salm": small_job, "codec LM": small_codec_lm_job, "AudioLM": small_audiolm_job}
+    job = jobs[request.param]
     done: dict[str, dict[str, torch.Tensor]] = {}
 
     def train(strategy: str) -> dict[str, torch.Tensor]:
@@ -49,9 +51,8 @@ def run(
             "exp_manager.seconds_to_sleep=0",
             "trainer.max_steps=3",
             "model.lr_scheduler=null",
-            "model.optimizer._target_=torch.optim.SGD",
-            "~model.optimizer.betas",
-            "model.optimizer.lr=0.1",
+            "~model.optimizer",
+            "+model.optimizer={_target_: torch.optim.SGD, lr: 0.1}",
             "trainer.val_check_interval=3",
             *STRATEGIES[strategy],
         ]

@@ -26,15 +26,20 @@ CHANCE = {
         "model.window_seconds=0.4",
         "exp_manager.ema.enable=true",
     ],
+    "AudioLM": ["model.dropout=0.1", "model.prompt.split=[0.2, 0.6]", "model.nar_stage=sample"],
 }
 """What a resumed run must draw as the whole one does."""
 
 
 @pytest.fixture(scope="module", params=list(CHANCE))
 def command(
-    request: pytest.FixtureRequest, small_job: list[str], small_codec_lm_job: list[str]
+    request: pytest.FixtureRequest,
+    small_job: list[str],
+    small_codec_lm_job: list[str],
+    small_audiolm_job: list[str],
 ) -> Callable[[Path], list[str]]:
-    job = {"salm": small_job, "codec LM": small_codec_lm_job}[request.param]
+    jobs = {"salm": small_job, "codec LM": small_codec_lm_job, "AudioLM": small_audiolm_job}
+    job = jobs[request.param]
 
     def make(logs: Path) -> list[str]:
         return [

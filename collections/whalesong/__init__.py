@@ -11,12 +11,20 @@ __version__ = "0.1.0"
 # Public name -> the module that defines it.
 _PUBLIC = {
     "load": "whalesong.core.archived_model",
+    "AudioLMModel": "whalesong.models.audiolm.audiolm",
     "CodecLMModel": "whalesong.models.codec_lm.codec_lm",
     "SALM": "whalesong.models.salm.salm",
     "create_audio_lm_from_config": "whalesong.models.codec_lm.factory",
 }
 
-__all__ = ["CodecLMModel", "SALM", "__version__", "create_audio_lm_from_config", "load"]
+__all__ = [
+    "AudioLMModel",
+    "CodecLMModel",
+    "SALM",
+    "__version__",
+    "create_audio_lm_from_config",
+    "load",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -115,15 +115,15 @@ def check_prediction(job: JobConfig) -> None:
         ConfigError: prompts and audio files do not pair up.
         DataError: an audio file does not exist.
     """
-    audio, prompts = job.predict.audio, job.predict.prompts
-    if not audio and not prompts and not job.predict.conditions:
+    audio, prompts, begin = job.predict.audio, job.predict.prompts, job.predict.begin
+    if not audio and not prompts and not job.predict.conditions and not begin:
         raise ConfigError("`predict.audio` or `predict.prompts` is mandatory, but both are empty.")
     if audio and len(prompts) not in (0, 1, len(audio)):
         raise ConfigError(
             f"`predict.prompts` must hold one prompt, or one for each of the {len(audio)} audio "
             f"files, but holds {len(prompts)}."
         )
-    if missing := [path for path in audio + job.predict.begin if not Path(path).is_file()]:
+    if missing := [path for path in audio + begin + job.predict.end if not Path(path).is_file()]:
         raise DataError(f"the audio file '{missing[0]}' does not exist.")
 
 

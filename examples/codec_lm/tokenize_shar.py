@@ -14,7 +14,7 @@ from whalesong.core.commands import run_command
 
 def tokenize(options: argparse.Namespace) -> None:
     """Write the codes and say what to do with them."""
-    from whalesong.models.codec_lm.tokenize import read_pretransform, tokenize_shar
+    from whalesong.sound.tokenize import read_pretransform, tokenize_shar
 
     section = read_pretransform(options.codec)
     done = tokenize_shar(options.folder, section, output=options.output, jobs=options.jobs)

@@ -15,9 +15,9 @@ from whalesong.core.commands import run_command
 
 def make(options: Namespace) -> None:
     """Make the codec, measure it on recordings left out, and say what to do with it."""
-    from whalesong.models.codec_lm import make_codec as making
     from whalesong.modules.codec.files import save_codec
     from whalesong.modules.codec.training import CodecRecipe
+    from whalesong.sound import make_codec as making
 
     rate = options.sample_rate
     audio = making.read_recordings(options.folder, sample_rate=rate, max_seconds=options.audio)

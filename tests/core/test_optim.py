@@ -1,4 +1,4 @@
-"""Which parameters decay, and the schedule of the text-to-music recipe."""
+"""Which parameters decay, the schedule of the text-to-music recipe, ScaledAdam and Eden."""
 
 import copy
 import math
@@ -9,7 +9,12 @@ import torch
 from torch import nn
 
 from whalesong.core.errors import ConfigError
-from whalesong.core.optim import build_optimizer, parameter_groups
+from whalesong.core.optim import (
+    build_optimizer,
+    drop_zero_gradients,
+    optimizer_sections,
+    parameter_groups,
+)
 
 RECIPE = {
     "_target_": "torch.optim.AdamW",
@@ -160,3 +165,68 @@ def test_unknown_kinds_and_frozen_models_are_refused() -> None:
     frozen = Network().requires_grad_(False)
     with pytest.raises(ConfigError, match="nothing to train"):
         build_optimizer(frozen, optimizer=RECIPE, lr_scheduler=None, max_steps=1)
+
+
+SCALED_ADAM = {"_target_": "whalesong.core.scaled_adam.ScaledAdam", "lr": 0.05}
+EDEN = {"_target_": "whalesong.core.eden.Eden", "lr_batches": 10, "warmup_batches": 4}
+
+
+@pytest.mark.parametrize("no_decay", [[], ["norm", "bias", "embedding"]])
+def test_scaled_adam_and_eden_by_class(no_decay: list[str]) -> None:
+    network = Network()
+    settings = {**SCALED_ADAM, "clipping_scale": 2.0, "no_decay": no_decay}
+    built = build_optimizer(network, optimizer=settings, lr_scheduler=EDEN, max_steps=-1)
+    before = network.head.weight.detach().clone()
+    assert built["optimizer"].param_groups[0]["lr"] == 0.025
+    train(network, built["optimizer"], steps=3)
+    built["lr_scheduler"]["scheduler"].step()
+    assert built["optimizer"].param_groups[0]["lr"] > 0.025
+    assert not torch.equal(network.head.weight, before)
+
+
+def test_ours_by_name_are_the_same_as_by_class() -> None:
+    optim = {"name": "scaled_adam", "lr": 0.05, "clipping_scale": 2.0}
+    sched = {"name": "Eden", "lr_batches": 10, "warmup_batches": 4}
+    by_class = ({**SCALED_ADAM, "clipping_scale": 2.0}, EDEN)
+    assert optimizer_sections({"optim": {**optim, "sched": sched}}) == by_class
+    assert optimizer_sections({"optimizer": by_class[0], "lr_scheduler": EDEN}) == by_class
+    assert optimizer_sections({"optim": optim}) == (by_class[0], None)
+    with_nemos = {**optim, "sched": {"name": "NoamAnnealing", "d_model": 8, "warmup_steps": 2}}
+    sections = optimizer_sections({"optim": with_nemos})
+    assert sections is not None
+    optimizer, schedule = sections
+    built = build_optimizer(Network(), optimizer=optimizer, lr_scheduler=schedule, max_steps=7)
+    assert built["lr_scheduler"]["scheduler"].max_steps == 7
+    adam = {"name": "adamw", "lr": 0.1, "weight_decay": 0.1, "sched": sched}
+    assert optimizer_sections({"optim": adam}) == (
+        {"_target_": "torch.optim.AdamW", "lr": 0.1, "weight_decay": 0.1},
+        EDEN,
+    )
+
+
+def test_what_is_nemos_is_left_to_nemo() -> None:
+    nemos = {"name": "novograd", "lr": 0.1, "sched": {"name": "NoamAnnealing"}}
+    assert optimizer_sections({"optim": nemos}) is None
+    with pytest.raises(ConfigError, match="`model.optim.name` must be one of .* but is novograd"):
+        optimizer_sections({"optim": {**nemos, "sched": {"name": "Eden"}}})
+    with pytest.raises(ConfigError, match="`model.optimizer` is mandatory"):
+        optimizer_sections({"lr_scheduler": EDEN})
+
+
+@pytest.mark.parametrize("settings", [RECIPE, SCALED_ADAM])
+def test_what_a_step_has_not_used_does_not_drift(settings: dict[str, Any]) -> None:
+    used, unused = nn.Parameter(torch.ones(4)), nn.Parameter(torch.ones(4))
+    network = nn.ParameterList([used, unused])
+    built = build_optimizer(network, optimizer=settings, lr_scheduler=None, max_steps=10)
+    for step in range(6):
+        used.grad = torch.tensor([0.0, 1.0, -1.0, 0.5])
+        unused.grad = torch.full_like(unused, float(step < 3))
+        drop_zero_gradients([used, unused])
+        assert (unused.grad is None) == (step >= 3)
+        before = used.detach().clone(), unused.detach().clone()
+        built["optimizer"].step()
+        assert not torch.equal(used, before[0])
+        assert torch.equal(unused, before[1]) == (step >= 3)
+    used.grad, unused.grad = None, torch.full_like(unused, torch.nan)
+    drop_zero_gradients([used, unused])
+    assert unused.grad is not None

@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
+from whalesong.core.eden import Eden
 from whalesong.core.errors import ConfigError
 from whalesong.core.job_config import check_job
+from whalesong.core.scaled_adam import ScaledAdam
 from whalesong.core.schema import Schema, validate
 from whalesong.core.trainer_config import (
     CheckpointCallbackConfig,
@@ -78,8 +80,8 @@ def test_optimizer_and_scheduler_keys_exist() -> None:
     from nemo.core.optim.lr_scheduler import AVAILABLE_SCHEDULERS
     from nemo.core.optim.optimizers import AVAILABLE_OPTIMIZERS
 
-    optimizers = set().union(*map(arguments, AVAILABLE_OPTIMIZERS.values()))
-    schedulers = set()
+    optimizers = set().union(*map(arguments, [ScaledAdam, *AVAILABLE_OPTIMIZERS.values()]))
+    schedulers = arguments(Eden)
     for scheduler in AVAILABLE_SCHEDULERS.values():
         schedulers |= set().union(*(arguments(base.__init__) for base in scheduler.__mro__))
     assert keys(OptimConfig) - {"name", "sched"} <= optimizers

@@ -14,7 +14,8 @@ from lhotse import CutSet, Recording
 from whalesong.core.errors import DataError
 from whalesong.data.audio import load_audio
 from whalesong.data.channels import load_channels
-from whalesong.data.codes import CodecInfo, has_codes, load_codes, read_codec_info, write_codes
+from whalesong.data.codes import CodecInfo, has_codes, load_codes, read_codec_info
+from whalesong.data.codes_writer import write_codes
 
 CODEC = CodecInfo("Tiny", "0123456789abcdef", 8000, 1, 3, 300, 80)
 

@@ -22,20 +22,27 @@ from whalesong.core.compose import compose
 from whalesong.core.job_config import check_job
 from whalesong.core.schema import validate
 from whalesong.data.config import DataConfig
+from whalesong.demos.audiolm import AudioLMDemo
 from whalesong.demos.music import MusicDemo
 from whalesong.demos.salm import SalmDemo
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = {
     name: (ROOT / name).read_text(encoding="utf-8")
-    for name in ("README.rst", "docs/salm.rst", "docs/codec_lm.rst")
+    for name in ("README.rst", "docs/salm.rst", "docs/codec_lm.rst", "docs/audiolm.rst")
 }
-BASE = {"README.rst": "salm", "docs/salm.rst": "salm", "docs/codec_lm.rst": "audio_lm"}
+BASE = {
+    "README.rst": "salm",
+    "docs/salm.rst": "salm",
+    "docs/codec_lm.rst": "audio_lm",
+    "docs/audiolm.rst": "audiolm",
+}
 """The config that a page's YAML goes over."""
 BLOCK = re.compile(r"^( *)\.\. code-block:: (\w+)\n\n((?:\1 .*\n|\n)+)", flags=re.MULTILINE)
 JOB_SCRIPTS = (
     *("salm_train.py", "salm_eval.py", "salm_generate.py"),
     *("codec_lm/train.py", "codec_lm/generate.py"),
+    *("audiolm/train.py", "audiolm/generate.py"),
 )
 FEW_STEPS = (
     "trainer.max_steps=2 trainer.val_check_interval=1 trainer.num_sanity_val_steps=0"
@@ -145,6 +152,7 @@ def test_script_takes_its_arguments(
     [
         ("demo", "examples/speechlm2/salm_demo.py"),
         ("demo-music", "examples/codec_lm/demo.py"),
+        ("demo-audiolm", "examples/audiolm/demo.py"),
         ("test", "-m pytest"),
     ],
 )
@@ -207,7 +215,7 @@ def test_files_that_are_named_are_there() -> None:
     assert [script for script, lines in scripts.items() if lines > 50] == []
 
 
-@pytest.mark.parametrize("name", ["salm.svg", "codec_lm.svg"])
+@pytest.mark.parametrize("name", ["salm.svg", "codec_lm.svg", "audiolm.svg"])
 def test_picture_is_well_formed(name: str) -> None:
     picture = ElementTree.parse(ROOT / "docs" / name).getroot()
     assert picture.tag.endswith("svg") and picture.get("viewBox")
@@ -243,6 +251,25 @@ def test_commands_of_the_codec_lm_run_in_order(checkout: Path, shell: Callable[.
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("recordings")
+def test_commands_of_audiolm_run_in_order(checkout: Path, shell: Callable[..., str]) -> None:
+    write_own_yaml(checkout)
+    few = "trainer.max_steps=2 trainer.val_check_interval=1 trainer.num_sanity_val_steps=0"
+    small = "model.d_model=32 model.num_layers=1"
+    printed = {}
+    for command in command_lines("docs/audiolm.rst"):
+        if "data/tokenized" in command:  # that of the specification: see test_audiolm_scripts
+            continue
+        trains = "audiolm/train.py" in command or "job_type=train" in command
+        printed[command] = shell(f"{command} {few} {small}" if trains else command)
+    assert any("gradients" in text and "WRONG" not in text for text in printed.values())
+    (values,) = map(json.loads, (checkout / "test.jsonl").read_text().splitlines())
+    assert {"ar_top1", "nar_top10", "ArTop10Accuracy"} <= values.keys()
+    for made in ("generated/002.wav", "between/001.wav", "restyled/001.wav", "stream.wav"):
+        assert (checkout / made).is_file()
+
+
+@pytest.mark.slow
 @pytest.mark.usefixtures("demo")
 def test_python_runs_in_order(checkout: Path, shell: Callable[..., str]) -> None:
     (checkout / "readme.py").write_text("\n".join(blocks("python", "README.rst", "docs/salm.rst")))
@@ -255,6 +282,14 @@ def test_python_of_the_codec_lm_runs_in_order(checkout: Path, shell: Callable[..
     MusicDemo.short(checkout / "demo" / "music").run()
     (checkout / "page.py").write_text("\n".join(blocks("python", "docs/codec_lm.rst")))
     assert "torch.Size([2, 1, " in shell("python page.py")
+    assert (checkout / "1.wav").is_file()
+
+
+@pytest.mark.slow
+def test_python_of_audiolm_runs_in_order(checkout: Path, shell: Callable[..., str]) -> None:
+    AudioLMDemo.short(checkout / "demo" / "audiolm").run()
+    (checkout / "page.py").write_text("\n".join(blocks("python", "docs/audiolm.rst")))
+    assert "[torch.Size([1, " in shell("python page.py")
     assert (checkout / "1.wav").is_file()
 
 

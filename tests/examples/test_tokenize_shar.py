@@ -18,9 +18,10 @@ from whalesong.corpora.music_loops import write_music_loops
 from whalesong.data.codes import load_codes, read_codec_info
 from whalesong.data.datamodule import build_loader
 from whalesong.models.codec_lm.collator import CodecLMCollator
-from whalesong.models.codec_lm.tokenize import describe_codec, read_pretransform, tokenize_shar
 from whalesong.modules.codec.files import load_codec, save_codec
 from whalesong.modules.codec.mel_rvq import MelRVQCodec, MelRVQSizes
+from whalesong.sound.codec_info import describe_codec
+from whalesong.sound.tokenize import read_pretransform, tokenize_shar
 
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "codec_lm" / "tokenize_shar.py"
 
@@ -111,7 +112,7 @@ def test_a_killed_run_leaves_the_folder_as_it_was_and_goes_on(shar, codec_path, 
     waiting = tmp_path / ".codes-shar"
     code = (
         "import time\n"
-        "from whalesong.models.codec_lm import tokenize\n"
+        "from whalesong.sound import tokenize\n"
         "whole = tokenize.tokenize_shard\n"
         "def slow(*arguments):\n"
         "    time.sleep(0 if arguments[0].number == '000000' else 60)\n"

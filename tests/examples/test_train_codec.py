@@ -11,9 +11,9 @@ import pytest
 import soundfile
 
 from whalesong.core.errors import ConfigError, DataError
-from whalesong.models.codec_lm.make_codec import make_codec, read_recordings, split_recordings
 from whalesong.modules.codec.files import load_codec
 from whalesong.modules.codec.training import CodecRecipe
+from whalesong.sound.make_codec import make_codec, read_recordings, split_recordings
 
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "codec_lm" / "train_codec.py"
 

@@ -12,7 +12,8 @@ import soundfile
 import torch
 from lhotse import Recording, SupervisionSegment
 
-from whalesong.core.errors import DataError
+from whalesong.core.errors import ConfigError, DataError
+from whalesong.core.job_config import PredictConfig
 from whalesong.data.datamodule import build_loader
 from whalesong.data.shar import write_shar
 
@@ -127,3 +128,8 @@ def test_no_metadata_is_no_condition(model: Any) -> None:
     codes = torch.randint(32, (2, 3, 4))
     none = [{"text": None, "prompt": None}] * 2
     assert torch.equal(model.model(codes).logits, model.model(codes, metadata=none).logits)
+
+
+def test_filling_in_between_two_recordings_is_not_asked_of_it(model: Any) -> None:
+    with pytest.raises(ConfigError, match=r"`predict\.end` is not for a codec language model"):
+        list(model.answer(PredictConfig(end=["a.wav"])))

@@ -25,7 +25,7 @@ from whalesong.models.codec_lm.evaluation.evaluate import (
 )
 from whalesong.models.codec_lm.evaluation.report import EvaluationResult, format_table
 from whalesong.models.codec_lm.evaluation.sets import ClipReader, open_shar, read_clips
-from whalesong.models.codec_lm.tokenize import read_pretransform, tokenize_shar
+from whalesong.sound.tokenize import read_pretransform, tokenize_shar
 from whalesong.tiny.clap import build_tiny_clap
 
 WORDS = ["slow", "fast", "tone", "number", *map(str, range(12))]

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from whalesong.modules.attention import prompt_target_mask
 from whalesong.modules.generation import packed_linear
 from whalesong.modules.generation.decoder import StepDecoder
 from whalesong.modules.generation.packed_linear import effective_weight, pack_linear
@@ -78,6 +79,43 @@ def test_steps_equal_the_whole(
     out = torch.stack([decoder.step(x[:, at], steps) for at in range(3, 8)], dim=1)
     close(out, whole[:, 3:])
     assert cache.length == 8
+
+
+@pytest.mark.parametrize("kind", ["rotary", "sinusoidal", "learned", "everything"])
+@pytest.mark.parametrize("static", [False, True], ids=["sliced", "static"])
+@pytest.mark.parametrize("lens", [[3, 3, 3], [3, 1, 0]], ids=["full rows", "left padding"])
+@pytest.mark.parametrize("first", ["restart", "alike", "later"])
+@torch.no_grad()
+def test_steps_count_on_from_given_positions(
+    kind: str, static: bool, lens: list[int], first: str
+) -> None:
+    """A prompt that sees itself whole, then a target whose positions do not follow from it."""
+    transformer, x = build(**KINDS[kind]), torch.randn(3, 9, WIDTH)
+    given = conditions(KINDS[kind], 3)
+    slots, prompt_lens = torch.arange(9), torch.tensor(lens)
+    keep = slots >= 3 - prompt_lens[:, None]
+    is_prompt = (slots < 3).expand(3, -1)
+    seen = prompt_target_mask(is_prompt, keep, causal_target=True)
+    starts = {
+        "restart": prompt_lens * 0,
+        "alike": prompt_lens * 0 + 2,
+        "later": prompt_lens * 2 + 4,
+    }
+    in_prompt = (slots - 3 + prompt_lens[:, None]).clamp(min=0)
+    positions = torch.where(is_prompt, in_prompt, slots - 3 + starts[first][:, None])
+    whole = transformer(x, seen=seen, positions=positions, **given)
+    cache = transformer.init_cache(3, 9, **given)
+    transformer(
+        x[:, :4],
+        mask=keep[:, :4] if len(set(lens)) > 1 else None,
+        seen=seen[:, :, :4, :4],
+        positions=positions[:, :4],
+        cache=cache,
+    )
+    decoder = StepDecoder(transformer, num_rows=3)
+    steps = decoder.begin(cache, static=static)
+    out = torch.stack([decoder.step(x[:, at], steps) for at in range(4, 9)], dim=1)
+    torch.testing.assert_close(out, whole[:, 4:], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("rows", [1, 3])

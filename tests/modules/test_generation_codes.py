@@ -143,7 +143,7 @@ def test_each_row_gives_what_it_gives_alone_from_scratch(
 ) -> None:
     request = request_rows()
     first = conditions(6)
-    codes, log_probs = generate_codes(
+    codes, log_probs, _ = generate_codes(
         RecurrentStepModel(first), provider, **request, settings=settings
     )
     assert codes.shape == (6, K, 9)
@@ -176,7 +176,7 @@ def test_each_window_is_prompted_at_once_with_the_tail_of_the_last(
     provider: PatternProvider,
 ) -> None:
     model, known = RecurrentStepModel(conditions(1)), torch.full((1, K, 8), -1)
-    codes, _ = generate_codes(
+    codes, *_ = generate_codes(
         model, provider, known=known, lens=[8], seeds=[3], settings=SETTINGS[0],
         windows=Windows(max_frames=5, stride=3),
     )  # fmt: skip
@@ -292,7 +292,7 @@ def test_a_step_where_nothing_stands_still_asks_for_logits() -> None:
 def test_nothing_to_generate_runs_no_model() -> None:
     model = RecurrentStepModel(conditions(2))
     known = torch.randint(0, V, (2, K, 5))
-    codes, log_probs = generate_codes(
+    codes, log_probs, _ = generate_codes(
         model, PROVIDERS[1], known=known, lens=[5, 3], seeds=[1, 2], settings=SETTINGS[0]
     )
     assert torch.equal(codes[0], known[0]) and torch.equal(codes[1, :, :3], known[1, :, :3])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from whalesong.modules.attention import visible
+from whalesong.modules.attention import prompt_target_mask, sequence_mask, visible
 from whalesong.modules.embeddings import SinusoidalPositions
 from whalesong.modules.transformer import Transformer
 
@@ -71,6 +71,59 @@ def test_cached_equals_uncached(kind: str, sizes: list[int], padding: list[int] 
         pieces.append(transformer(x[:, start : start + size], mask=piece, cache=cache))
         start += size
     close(torch.cat(pieces, dim=1)[keep], whole[keep])
+
+
+@pytest.mark.parametrize("kind", ["rotary", "sinusoidal", "learned"])
+@torch.no_grad()
+def test_given_masks_and_positions_replace_the_counted_ones(kind: str) -> None:
+    transformer = build(**KINDS[kind])
+    x, mask = torch.randn(2, 7, WIDTH), torch.arange(7) >= torch.tensor([[0], [3]])
+    given = {
+        "seen": sequence_mask(mask, causal=True),
+        "positions": (torch.arange(7) - torch.tensor([[0], [3]])).clamp(min=0),
+    }
+    close(transformer(x, **given)[mask], transformer(x, mask=mask)[mask])
+
+
+@pytest.mark.parametrize("kind", ["plain", "rotary", "sinusoidal", "learned"])
+@pytest.mark.parametrize("restart", [False, True])
+@torch.no_grad()
+def test_cached_equals_uncached_behind_a_prompt_that_sees_itself(kind: str, restart: bool) -> None:
+    """Rows of prompts of 4, 2 and 0 positions at the left of 5 positions of target."""
+    transformer = build(**KINDS[kind])
+    lens, index = torch.tensor([[4], [2], [0]]), torch.arange(9)
+    x, mask = torch.randn(3, 9, WIDTH), index >= 4 - lens
+    seen = prompt_target_mask(index.expand(3, -1) < 4, mask, causal_target=True)
+    positions = (index - (4 - lens)).clamp(min=0)
+    if restart:
+        positions[:, 4:] = index[4:] - 4
+    whole = transformer(x, seen=seen, positions=positions)
+    cache = transformer.init_cache(3, 9)
+    begin = slice(0, 5)
+    pieces = [
+        transformer(
+            x[:, begin],
+            mask=mask[:, begin],
+            seen=seen[:, :, begin, begin],
+            positions=positions[:, begin],
+            cache=cache,
+        )
+    ]
+    pieces += [transformer(x[:, step : step + 1], cache=cache) for step in range(5, 9)]
+    close(torch.cat(pieces, dim=1)[mask], whole[mask])
+
+
+def test_a_prompt_never_sees_its_target_and_is_seen_by_all_of_it() -> None:
+    prompt = torch.tensor([[True, True, False, False, True, False]])
+    mask = torch.tensor([[True, True, True, True, True, False]])
+    both, causal = (
+        prompt_target_mask(prompt, mask, causal_target=causal)[0, 0].int().tolist()
+        for causal in (False, True)
+    )
+    assert both[:5] == [[1, 1, 0, 0, 1, 0]] * 2 + [[1, 1, 1, 1, 1, 0]] * 2 + [[1, 1, 0, 0, 1, 0]]
+    assert causal[2:4] == [[1, 1, 1, 0, 1, 0], [1, 1, 1, 1, 1, 0]]
+    inward = prompt_target_mask(prompt, mask, causal_prompt=True, causal_target=True)[0, 0].int()
+    assert inward.tolist()[:2] == [[1, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0]]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -138,6 +138,22 @@ class ArchivedModel(ModelPT):
         model.load_state_dict(checkpoint["state_dict"], strict=strict)
         return model.to(map_location or "cpu").eval()
 
+    def start_from(self, path: str | Path) -> None:
+        """Take the weights of an archive of the same class and sizes, which training goes on from.
+
+        Raises:
+            ArchiveError: damaged or unsafe, of another class, or other weights.
+            ConfigError: a slim archive.
+        """
+        with open_archive(path) as archive:
+            require_class(archive.config, type(self), path=path)
+            if archive.kind == "slim":
+                raise ConfigError(f"`model.init_from` must be a whole archive, but '{path}' holds "
+                                  "only what was trained.")  # fmt: skip
+            tensors = archive.tensors()
+            check_state_keys(self.state_dict(), tensors, path=archive.path, strict=True)
+            self.load_state_dict(tensors)
+
     def _frozen_names(self) -> set[str]:
         """State that training leaves as it is: frozen parameters, buffers of frozen modules."""
         trained = {

@@ -16,11 +16,13 @@ class Family:
         name: public name, as in `whalesong.SALM`.
         target: dotted name of the `LanguageModelPT` subclass, as in `model.target` and archives.
         schema: dotted name of the schema of its `model` section; light to import.
+        aliases: other names of it, in lower case, which a config may write in any case.
     """
 
     name: str
     target: str
     schema: str
+    aliases: tuple[str, ...] = ()
 
     def load_class(self) -> Any:
         """Import the model class; this imports torch and NeMo."""
@@ -38,19 +40,25 @@ FAMILIES = (
         "whalesong.models.codec_lm.codec_lm.CodecLMModel",
         "whalesong.models.codec_lm.config.CodecLMConfig",
     ),
+    Family(
+        "AudioLMModel",
+        "whalesong.models.audiolm.audiolm.AudioLMModel",
+        "whalesong.models.audiolm.config.AudioLMConfig",
+        aliases=("audio-lm", "audiolm"),
+    ),
 )
 
 
 def family_of(target: str) -> Family:
-    """The family whose class is called `target`, by dotted or public name.
+    """The family whose class is called `target`, by dotted or public name or by an alias.
 
     Raises:
         ConfigError: there is none; the nearest name is given.
     """
     for family in FAMILIES:
-        if target in (family.target, family.name):
+        if target in (family.target, family.name) or target.lower() in family.aliases:
             return family
-    names = [name for family in FAMILIES for name in (family.name, family.target)]
+    names = [name for family in FAMILIES for name in (family.name, family.target, *family.aliases)]
     near = difflib.get_close_matches(str(target), names, n=1, cutoff=0.0)
     raise ConfigError(
         f"`model.target` must name a model class, but is '{target}'; did you mean '{near[0]}'?"

@@ -39,6 +39,8 @@ DEFAULT_TARGETS: frozenset[str] = frozenset(
         "whalesong.modules.adapters.QFormerAdapter",
         "whalesong.modules.adapters.StackingMLPAdapter",
         *(f"torch.optim.{name}" for name in ("Adam", "AdamW", "SGD")),
+        "whalesong.core.scaled_adam.ScaledAdam",
+        "whalesong.core.eden.Eden",
         *(
             _SCHEDULERS + name
             for name in (

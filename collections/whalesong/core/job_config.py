@@ -38,6 +38,8 @@ class PredictConfig(Schema):
     """For models of sound: the conditions of each answer by their ids; `{}` asks for nothing."""
     begin: list[str] = []
     """For models of sound: audio files that the answers go on from, one for all or one each."""
+    end: list[str] = []
+    """For models of sound: audio files that the answers lead to; what lies between is filled in."""
     generation: dict[str, Any] = {}
     """For models of sound: keys of `model.generation`, `seed` and `num_candidates`."""
     output_dir: str | None = None

@@ -11,10 +11,9 @@ from torch import Tensor, nn
 
 from whalesong.core.archived_model import ArchivedModel
 from whalesong.core.checkpoint import plain_hyper_parameters, refuse_non_finite
-from whalesong.core.errors import ConfigError
 from whalesong.core.instantiate import allow_whalesong_targets
 from whalesong.core.job_config import PredictConfig
-from whalesong.core.optim import build_optimizer
+from whalesong.core.optim import build_optimizer, optimizer_sections
 from whalesong.core.parallel import shard
 from whalesong.core.parts import Batch, Evaluation, Parts
 from whalesong.core.schema import Schema, validate
@@ -61,6 +60,8 @@ class LanguageModelPT(ArchivedModel):
         self._num_targets: Tensor | None = None
         self._totals: list[EvaluationTotals] = []
         self._is_sharded = False
+        if assets is None and cfg.get("init_from") is not None:
+            self.start_from(cfg.init_from)
 
     @abstractmethod
     def build_parts(self, assets: Mapping[str, bytes] | None) -> Parts:
@@ -79,15 +80,24 @@ class LanguageModelPT(ArchivedModel):
         self.parts.loss.configure(self)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Make dropout a function of (seed, rank, batch), so that a resumed run draws the same."""
+        """Make dropout a function of (seed, rank, batch), so that a resumed run draws the same.
+
+        A schedule that goes by epochs, too, is told how many passes over the data are done.
+        """
         consumed = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
         torch.manual_seed(mix(self.seed, self.global_rank, consumed))
+        # Not the trainer's epoch: it has none over endless data, and stopping in one ends it.
+        epoch = getattr(self.trainer.train_dataloader, "epoch", self.current_epoch)
+        for config in self.trainer.lr_scheduler_configs:
+            if hasattr(config.scheduler, "step_epoch"):
+                config.scheduler.step_epoch(epoch)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch; after `on_before_optimizer_step` every target weighs the same."""
         outputs = self.parts.loss.loss_fn(batch)
         loss, num_targets = outputs["loss"], outputs.get("num_targets")
         self.log("loss", loss.detach(), prog_bar=True, batch_size=1)
+        self.log_dict(outputs.get("parts", {}), batch_size=1)
         self.log("learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"], batch_size=1)
         if num_targets is None:
             return loss
@@ -109,17 +119,13 @@ class LanguageModelPT(ArchivedModel):
 
     def configure_optimizers(self) -> Any:
         """Take `model.optimizer` and `model.lr_scheduler`, or else NeMo's `model.optim`."""
-        if self.cfg.get("optimizer") is not None:
-            schedule = self.cfg.get("lr_scheduler")
-            return build_optimizer(
-                self,
-                optimizer=OmegaConf.to_container(self.cfg.optimizer),
-                lr_scheduler=None if schedule is None else OmegaConf.to_container(schedule),
-                max_steps=self.trainer.max_steps,
-            )
-        if self.cfg.get("optim") is None:
-            raise ConfigError("`model.optimizer` is mandatory for training, but has no value.")
-        return super().configure_optimizers()
+        sections = optimizer_sections(OmegaConf.to_container(self.cfg))
+        if sections is None:
+            return super().configure_optimizers()
+        optimizer, schedule = sections
+        return build_optimizer(
+            self, optimizer=optimizer, lr_scheduler=schedule, max_steps=self.trainer.max_steps
+        )
 
     def setup_optimizer_param_groups(self) -> None:
         """Only what is trained, for NeMo's `model.optim`."""

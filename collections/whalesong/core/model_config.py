@@ -59,6 +59,8 @@ class ModelConfig(Schema):
     """Regular expressions of parameters to freeze, over names as they are without LoRA."""
     prevent_freeze_params: list[str] = Field(default_factory=list)
     """Regular expressions that win over `freeze_params` and over what `lora` freezes."""
+    init_from: str | None = None
+    """An archive of the same model class and sizes, with whose weights training begins."""
     lora: LoraSettings | None = None
     """Train low-rank updates and freeze the weights under them."""
     activation_checkpointing: bool = False

@@ -1,15 +1,25 @@
 """Optimizer and learning-rate schedule from the `model` section."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from whalesong.core.errors import ConfigError
 from whalesong.core.instantiate import instantiate
 from whalesong.core.model_config import ParameterKind
+from whalesong.core.scaled_adam import local_part, sum_over_shards
 from whalesong.core.schema import validate
+
+SCALED_ADAM = "whalesong.core.scaled_adam.ScaledAdam"
+EDEN = "whalesong.core.eden.Eden"
+_OPTIMIZERS = {
+    "scaled_adam": SCALED_ADAM,
+    "adam": "torch.optim.Adam",
+    "adamw": "torch.optim.AdamW",
+    "sgd": "torch.optim.SGD",
+}
 
 
 def build_optimizer(
@@ -49,6 +59,55 @@ def build_optimizer(
         scheduler = instantiate(_schedule(lr_scheduler, max_steps), optimizer=built)
         result["lr_scheduler"] = {"scheduler": scheduler, "interval": "step", "frequency": 1}
     return result
+
+
+def optimizer_sections(
+    model: Mapping[str, Any],
+) -> tuple[dict[str, Any], dict[str, Any] | None] | None:
+    """The sections that `build_optimizer` takes.
+
+    Args:
+        model: the `model` section, with `optimizer` and perhaps `lr_scheduler`, or with `optim`,
+            NeMo's older form.
+
+    Returns:
+        Optimizer and schedule, which may be null; or null where `optim` has neither `scaled_adam`
+        nor `Eden`, and is for NeMo itself.
+
+    Raises:
+        ConfigError: there is no optimizer, or one that cannot be built together with Eden.
+    """
+    if model.get("optimizer") is not None:
+        return model["optimizer"], model.get("lr_scheduler")
+    if model.get("optim") is None:
+        raise ConfigError("`model.optimizer` is mandatory for training, but has no value.")
+    optim = model["optim"]
+    optimizer, schedule = _optimizer_by_class(optim), _schedule_by_class(optim.get("sched"))
+    targets = {optimizer["_target_"], None if schedule is None else schedule["_target_"]}
+    if not targets & {SCALED_ADAM, EDEN}:
+        return None
+    if optimizer["_target_"] is None:
+        raise ConfigError(
+            f"`model.optim.name` must be one of {', '.join(_OPTIMIZERS)} where the schedule is "
+            f"Eden, but is {optim['name']}."
+        )
+    return optimizer, schedule
+
+
+def _optimizer_by_class(optim: Mapping[str, Any]) -> dict[str, Any]:
+    target = optim.get("_target_") or _OPTIMIZERS.get(optim["name"])
+    settings = {key: value for key, value in optim.items() if key not in ("name", "sched")}
+    return {**settings, "_target_": target}
+
+
+def _schedule_by_class(sched: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    if sched is None:
+        return None
+    settings = {key: value for key, value in sched.items() if key != "name"}
+    if sched.get("name") == "Eden" or sched.get("_target_") == EDEN:
+        return {**settings, "_target_": EDEN}
+    target = sched.get("_target_") or f"nemo.core.optim.lr_scheduler.{sched['name']}"
+    return {"max_steps": None, **settings, "_target_": target}
 
 
 def parameter_groups(
@@ -110,3 +169,26 @@ def _schedule(section: Mapping[str, Any], max_steps: int) -> dict[str, Any]:
             f"{settings['max_steps']}; set `trainer.max_steps`."
         )
     return settings
+
+
+@torch.no_grad()
+def drop_zero_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Set gradients to None that are zero everywhere.
+
+    An optimizer then leaves the parameter as it is: what no example of a step has used moves by
+    neither momentum nor weight decay. Gradients must be those of all ranks together.
+
+    Args:
+        parameters: all on one device; every rank gives the same ones in the same order.
+    """
+    given = [parameter for parameter in parameters if parameter.grad is not None]
+    if not given:
+        return
+    counts = torch.stack([_count_nonzero(parameter.grad) for parameter in given])
+    for parameter, count in zip(given, counts.tolist(), strict=True):
+        if not count:
+            parameter.grad = None
+
+
+def _count_nonzero(tensor: Tensor) -> Tensor:
+    return sum_over_shards(local_part(tensor).count_nonzero(), tensor)

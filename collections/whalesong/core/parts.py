@@ -23,7 +23,8 @@ class LossFunction(Protocol):
 
         With "num_targets" beside it (a 0-d tensor) the mean is taken over all ranks and
         accumulation steps; without it every batch weighs the same. "num_correct" is counted as
-        token accuracy; "sums", a dictionary of tensors, is what `Parts.loss_metrics` count.
+        token accuracy; "sums", a dictionary of tensors, is what `Parts.loss_metrics` count;
+        "parts", a dictionary of tensors, is logged in training under its names.
         """
         ...
 

@@ -1,7 +1,7 @@
 """Schemas of the sections `trainer`, `exp_manager` and the optimizer.
 
 They declare the keys of Lightning 2.4's `Trainer`, of NeMo 3.0's `exp_manager`, and of the
-optimizers and schedulers that NeMo knows by name, without importing any of them; a test compares
+optimizers and schedulers that are known by name, without importing any of them; a test compares
 them with the real signatures. A key that is left out keeps the library's own default: hand the
 section on with `arguments()`.
 """
@@ -241,7 +241,8 @@ class ExpManagerConfig(LibrarySchema):
 
 
 class SchedulerConfig(LibrarySchema):
-    """A learning-rate schedule by NeMo's name or by class; a key counts where that one has it."""
+    """A learning-rate schedule by name, NeMo's or Eden, or by class; a key counts where that one
+    has it."""
 
     name: str | None = None
     target: str | None = Field(None, alias="_target_")
@@ -260,6 +261,10 @@ class SchedulerConfig(LibrarySchema):
     cycle: bool | None = None
     gamma: float | None = None
     step_size: int | None = None
+    lr_batches: float | None = None
+    lr_epochs: float | None = None
+    warmup_batches: int | None = None
+    warmup_start: float | None = None
 
     @model_validator(mode="after")
     def _one_name(self) -> "SchedulerConfig":
@@ -269,7 +274,8 @@ class SchedulerConfig(LibrarySchema):
 
 
 class OptimConfig(LibrarySchema):
-    """An optimizer by NeMo's name or by class; a key counts where that optimizer has it."""
+    """An optimizer by name, NeMo's or scaled_adam, or by class; a key counts where that one has
+    it."""
 
     name: str | None = None
     """For example "adamw"."""
@@ -291,6 +297,13 @@ class OptimConfig(LibrarySchema):
     warmup_init: bool | None = None
     clip_threshold: float | None = None
     decay_rate: float | None = None
+    scalar_lr_scale: float | None = None
+    param_min_rms: float | None = None
+    param_max_rms: float | None = None
+    scalar_max: float | None = None
+    size_update_period: int | None = None
+    clipping_scale: float | None = None
+    clipping_update_period: int | None = None
     foreach: bool | None = None
     fused: bool | None = None
     sched: SchedulerConfig | None = None

@@ -1,17 +1,12 @@
 """A corpus of short musical loops with captions, synthesized on the spot, as lhotse shar."""
 
-import io
 import random
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import soundfile
-from lhotse import MonoCut, Recording, SupervisionSegment
-from lhotse.shar import SharWriter
-from tqdm.auto import tqdm
+from lhotse import MonoCut
 
 from whalesong.core.atomic import atomic_folder
 from whalesong.core.errors import ConfigError
@@ -26,6 +21,7 @@ from whalesong.corpora.music_captions import (
     midi_to_hz,
     styles,
 )
+from whalesong.corpora.music_shar import SplitSummary, as_cut, write_split
 from whalesong.corpora.splits import split_counts
 
 CHORDS: tuple[tuple[int, ...], ...] = ((0, 3, 4, 0), (0, 5, 3, 4), (0, 4, 5, 3), (0, 1, 4, 0))
@@ -45,16 +41,6 @@ class Sound:
     strength: float
     pitch: int | str
     """A MIDI note, or a part of the drum kit."""
-
-
-@dataclass(frozen=True)
-class SplitSummary:
-    """What was written for one split."""
-
-    num_cuts: int
-    duration_s: float
-    instruments: dict[str, int]
-    """Loops of each."""
 
 
 def write_music_loops(
@@ -100,7 +86,7 @@ def write_music_loops(
         raise ConfigError(f"`seconds` must be at least 2, but is {seconds} instead.")
     with atomic_folder(folder) as partial:
         return {
-            split: _write_split(
+            split: write_split(
                 partial / split,
                 synthesize_loops(
                     split=split, count=count, seed=seed, seconds=seconds, sample_rate=sample_rate
@@ -130,7 +116,9 @@ def synthesize_loops(
         if style.register is not None:
             pitches = np.median([sound.pitch for sound in sounds])
             attributes["register_hz"] = round(midi_to_hz(float(pitches)), 1)
-        yield _as_cut(f"{split}-{index:06d}", audio, sample_rate, caption, attributes)
+        yield as_cut(
+            f"{split}-{index:06d}", audio, sample_rate, text=caption, attributes=attributes
+        )
 
 
 def _deal_styles(split: Split, rng: random.Random) -> Iterator[Style]:
@@ -238,41 +226,3 @@ def _in_a_room(audio: np.ndarray, sample_rate: int, rng: np.random.Generator) ->
     wet = reverberant[: len(audio)]
     _add_around(wet, reverberant[len(audio) : len(audio) + len(room)], 0)
     return wet
-
-
-def _as_cut(
-    cut_id: str, audio: np.ndarray, sample_rate: int, caption: str, attributes: dict[str, object]
-) -> MonoCut:
-    buffer = io.BytesIO()
-    soundfile.write(buffer, audio, sample_rate, format="WAV", subtype="PCM_16")
-    recording = Recording.from_bytes(buffer.getvalue(), recording_id=cut_id)
-    supervision = SupervisionSegment(
-        id=cut_id,
-        recording_id=cut_id,
-        start=0.0,
-        duration=recording.duration,
-        text=caption,
-        language="en",
-    )
-    return MonoCut(
-        id=cut_id,
-        start=0.0,
-        duration=recording.duration,
-        channel=0,
-        recording=recording,
-        supervisions=[supervision],
-        custom=attributes,
-    )
-
-
-def _write_split(
-    folder: Path, cuts: Iterator[MonoCut], *, count: int, shard_size: int
-) -> SplitSummary:
-    folder.mkdir()
-    duration_s, instruments = 0.0, Counter()
-    with SharWriter(str(folder), fields={"recording": "flac"}, shard_size=shard_size) as writer:
-        for cut in tqdm(cuts, total=count, desc=f"Playing {folder.name}", unit="loop"):
-            writer.write(cut)
-            duration_s += cut.duration
-            instruments[cut.custom["instrument"]] += 1
-    return SplitSummary(count, duration_s, dict(instruments))

@@ -1,28 +1,32 @@
-"""Codes of a codec as a field of lhotse shar: written once, read instead of the audio.
+"""Codes of a codec that come with cuts, read instead of the audio.
 
-`codes.NNNNNN.tar` lies beside `recording.NNNNNN.tar` in lhotse's format for numpy arrays, so that
-lhotse reads it, too. A header of the tar file tells which codec has made it.
+They are an array `codes` (K, F), as `codes_writer` adds it to shar, or as in VALL-E's manifests
+`features` (F, K).
 """
 
-import io
 import json
 import math
 import os
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 import torch
-from lhotse import MonoCut, MultiCut
+from lhotse import Features, MonoCut, MultiCut
 from lhotse.array import Array, TemporalArray
 from lhotse.cut import Cut
+from lhotse.features.base import FEATURE_EXTRACTORS
+from lhotse.utils import fastcopy
 from torch import Tensor
 
 from whalesong.core.errors import DataError
+from whalesong.data.audio import UNPROBED, read_header
 from whalesong.data.faults import cause
 from whalesong.data.shar_source import materialize
 from whalesong.data.tar_index import is_reference
@@ -30,8 +34,14 @@ from whalesong.data.tar_index import is_reference
 FIELD = "codes"
 """Name of the field, and of the attribute of a cut."""
 
+FEATURES = "features"
+"""Attribute of a cut whose codes are stored as VALL-E does."""
+
 HEADER = "WHALESONG.codec"
 """Keyword of the tar file's global header."""
+
+Stored = TemporalArray | Array | Features
+"""Where codes lie: an array (K, F), or features (F, K)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,15 +88,19 @@ class CodecInfo:
 
 def has_codes(cut: Cut) -> bool:
     """Whether a cut comes with codes."""
-    return _array(cut) is not None
+    return _stored(cut)[1] is not None
 
 
-def load_codes(cut: Cut, codec: CodecInfo) -> Tensor:
+def load_codes(
+    cut: Cut, codec: CodecInfo, *, codebook_sizes: Sequence[int] | None = None
+) -> Tensor:
     """Read the codes of a cut, of its part if it is a part of what was tokenized.
 
     Args:
-        cut: from a batch plan, or any lhotse cut with an array `codes` of shape (K, F).
+        cut: from a batch plan, or any lhotse cut with an array `codes` of shape (K, F), or with
+            `features` of shape (F, K) that none of lhotse's own extractors has made.
         codec: that must have made them.
+        codebook_sizes: ids of each codebook; None takes the codec's for all.
 
     Returns:
         (K, F) of dtype long, F at least 1.
@@ -95,48 +109,51 @@ def load_codes(cut: Cut, codec: CodecInfo) -> Tensor:
         DataError: naming the cut: it has no codes, they are of another codec, of another shape or
             frame rate, too few for the cut's duration, out of range, or cannot be read.
     """
-    array = _array(cut)
-    if array is None:
+    name, stored = _stored(cut)
+    if stored is None:
         raise DataError(f"cut {cut.id}: has no codes.")
-    path = str(array.array.storage_key).rsplit("#", 1)[0]
-    place = f"{path}, cut {cut.id}" if is_reference(array.array.storage_key) else f"cut {cut.id}"
-    try:
-        _check_maker(array, codec)
-        codes = np.asarray(_array(materialize(cut)).load())
-        _check_codes(codes, array, cut, codec)
-        return torch.from_numpy(_part(codes, array, cut, codec).astype(np.int64))
-    except DataError as error:
-        raise DataError(f"{place}: {str(error).rstrip('.')}.") from error
-    except Exception as error:
-        # numpy raises whatever it likes about damaged bytes.
-        raise DataError(f"{place}: the codes cannot be decoded ({cause(error)}).") from error
+    with _naming(stored, cut):
+        codes = _read(cut, name, stored, codec, codebook_sizes)
+        _check_duration(codes, stored, cut, codec)
+        return torch.from_numpy(_part(codes, stored, cut, codec).astype(np.int64))
 
 
-def write_codes(path: Path, items: Iterable[tuple[Cut, Tensor]], codec: CodecInfo) -> int:
-    """Write the `codes` file of one shard.
+def load_attached_codes(
+    cut: Cut, name: str, codec: CodecInfo, *, codebook_sizes: Sequence[int] | None = None
+) -> Tensor:
+    """Read all codes of an attribute of a cut that is a manifest of an array, or of features.
 
-    Args:
-        path: of the new tar file.
-        items: the cuts of the shard in their order, each with its codes (K, F).
-
-    Returns:
-        The number of cuts.
+    Args, result and errors are those of `load_codes`.
     """
-    # lhotse's own writer cannot write a header.
-    dtype = np.uint8 if codec.codebook_size <= 2**8 else np.int32
-    dtype = np.int16 if 2**8 < codec.codebook_size <= 2**15 else dtype
-    header = {HEADER: codec.to_json()}
-    count = 0
-    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT, pax_headers=header) as tar:
-        for cut, codes in items:
-            values = codes.numpy().astype(dtype)
-            data = io.BytesIO()
-            np.save(data, values, allow_pickle=False)
-            _add_member(tar, f"{cut.id}.npy", data.getvalue())
-            manifest = json.dumps(_manifest(values, cut, codec).to_dict())
-            _add_member(tar, f"{cut.id}.json", manifest.encode())
-            count += 1
-    return count
+    stored = cut.custom[name]
+    with _naming(stored, cut):
+        codes = _read(cut, name, stored, codec, codebook_sizes)
+        return torch.from_numpy(codes.astype(np.int64))
+
+
+def reaches_end(cut: Cut, codec: CodecInfo) -> bool:
+    """Whether a cut ends where its recording ends, or its codes where there is no recording.
+
+    What is mixed of several cuts is taken to go on.
+    """
+    if not isinstance(cut, MonoCut | MultiCut):
+        return False
+    if cut.recording is not None:
+        return cut.end > _recording_end(cut) - 0.5 / codec.frame_rate
+    stored = _stored(cut)[1]
+    if stored is None:
+        return False
+    return _first(stored, cut, codec) + codec.num_frames(cut.duration) >= _num_frames(stored)
+
+
+def without_codes(cut: Cut) -> Cut:
+    """The cut with its audio alone."""
+    name, stored = _stored(cut)
+    if stored is None:
+        return cut
+    if name == FEATURES:
+        return fastcopy(cut, features=None)
+    return fastcopy(cut, custom={key: value for key, value in cut.custom.items() if key != name})
 
 
 def read_codec_info(path: str | Path) -> CodecInfo | None:
@@ -161,59 +178,122 @@ def _read_codec_info(path: str, size: int, modified: int) -> CodecInfo | None:
     return None if text is None else CodecInfo.from_json(text)
 
 
-def _array(cut: Cut) -> TemporalArray | None:
-    custom = cut.custom if isinstance(cut, MonoCut | MultiCut) else None
-    array = (custom or {}).get(FIELD)
-    return array if isinstance(array, TemporalArray) else None
+def _stored(cut: Cut) -> tuple[str, Stored | None]:
+    """The name of the attribute with the codes of a cut, and where they lie."""
+    if not isinstance(cut, MonoCut | MultiCut):
+        return FIELD, None
+    array = (cut.custom or {}).get(FIELD)
+    if isinstance(array, TemporalArray) or cut.features is None:
+        return FIELD, array if isinstance(array, TemporalArray) else None
+    extractor = FEATURE_EXTRACTORS.get(cut.features.type)
+    is_spectrum = extractor is not None and extractor.__module__.startswith("lhotse.")
+    return FEATURES, None if is_spectrum else cut.features
 
 
-def _check_maker(array: TemporalArray, codec: CodecInfo) -> None:
-    key = array.array.storage_key
+@contextmanager
+def _naming(stored: Stored, cut: Cut) -> Iterator[None]:
+    """Put file and cut before the message of every error."""
+    place = ", ".join([*_file(stored), f"cut {cut.id}"])
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{place}: {str(error).rstrip('.')}.") from error
+    except Exception as error:
+        # numpy raises whatever it likes about damaged bytes.
+        raise DataError(f"{place}: the codes cannot be decoded ({cause(error)}).") from error
+
+
+def _file(stored: Stored) -> list[str]:
+    """The file that codes lie in, if it is one."""
+    inner = stored.array if isinstance(stored, TemporalArray) else stored
+    if is_reference(inner.storage_key):
+        return [str(inner.storage_key).rsplit("#", 1)[0]]
+    if inner.storage_type == "numpy_files":
+        return [str(Path(inner.storage_path) / inner.storage_key)]
+    return [str(inner.storage_path)] if inner.storage_path else []
+
+
+def _read(
+    cut: Cut, name: str, stored: Stored, codec: CodecInfo, sizes: Sequence[int] | None
+) -> np.ndarray:
+    """All codes (K, F) of what is stored, checked."""
+    inner = stored.array if isinstance(stored, TemporalArray) else stored
+    _check_maker(inner.storage_key, codec)
+    if "hdf5" in inner.storage_type and find_spec("h5py") is None:
+        raise DataError("its codes lie in an HDF5 file, which needs h5py (pip install h5py)")
+    # Nothing else of the cut is read.
+    alone = fastcopy(cut, recording=None, features=None, custom={name: stored})
+    codes = materialize(alone).custom[name].load()
+    codes = codes.T if isinstance(stored, Features) else codes
+    _check_codes(codes, codec, sizes)
+    shift = None if isinstance(stored, Array) else stored.frame_shift
+    if shift is not None and abs(shift * codec.frame_rate - 1) > 1e-3:
+        raise DataError(f"codes must have {codec.frame_rate:g} frames/s, but have {1 / shift:g}")
+    return codes
+
+
+def _check_maker(key: str | bytes, codec: CodecInfo) -> None:
     maker = read_codec_info(key.rsplit("#", 1)[0]) if is_reference(key) else None
     if maker is not None and maker.fingerprint != codec.fingerprint:
         raise DataError(f"holds codes of {maker}, but the model has {codec}; tokenize it again")
 
 
-def _check_codes(codes: np.ndarray, array: TemporalArray, cut: Cut, codec: CodecInfo) -> None:
+def _check_codes(codes: np.ndarray, codec: CodecInfo, sizes: Sequence[int] | None) -> None:
     if codes.ndim != 2 or len(codes) != codec.num_codebooks or not codes.shape[1]:
         raise DataError(
             f"codes must be ({codec.num_codebooks}, frames), but are {tuple(codes.shape)}"
         )
-    if not np.issubdtype(codes.dtype, np.integer):
+    if np.issubdtype(codes.dtype, np.floating):
+        broken = codes[codes != np.floor(codes)]
+        if broken.size:
+            raise DataError(f"codes must be whole numbers, but one is {broken[0]:g}")
+    elif not np.issubdtype(codes.dtype, np.integer):
         raise DataError(f"codes must be whole numbers, but are {codes.dtype}")
-    if codes.min() < 0 or codes.max() >= codec.codebook_size:
-        wrong = codes.min() if codes.min() < 0 else codes.max()
-        raise DataError(f"codes must be from 0 to {codec.codebook_size - 1}, but one is {wrong}")
-    if abs(array.frame_shift * codec.frame_rate - 1) > 1e-3:
+    for number, row in enumerate(codes):
+        size, which = codec.codebook_size, ""
+        if sizes is not None:
+            size, which = sizes[number], f" of codebook {number + 1}"
+        if row.min() < 0 or row.max() >= size:
+            wrong = row.min() if row.min() < 0 else row.max()
+            raise DataError(f"codes{which} must be from 0 to {size - 1}, but one is {wrong:g}")
+
+
+def _check_duration(codes: np.ndarray, stored: Stored, cut: Cut, codec: CodecInfo) -> None:
+    """Compare with the duration of what was tokenized, where that is known."""
+    tokenized = stored if isinstance(stored, Features) else cut.recording
+    if tokenized is None:
+        return
+    count = codec.num_frames(tokenized.duration)
+    if abs(codes.shape[1] - count) > 1:
         raise DataError(
-            f"codes must have {codec.frame_rate:g} frames/s, but have {1 / array.frame_shift:g}"
-        )
-    seconds = cut.recording.duration if cut.has_recording else cut.duration
-    if abs(codes.shape[1] - codec.num_frames(seconds)) > 1:
-        raise DataError(
-            f"codes must have {codec.num_frames(seconds)} frames for {seconds:.2f} s, "
+            f"codes must have {count} frames for {tokenized.duration:.2f} s, "
             f"but have {codes.shape[1]}"
         )
 
 
-def _part(codes: np.ndarray, array: TemporalArray, cut: Cut, codec: CodecInfo) -> np.ndarray:
-    first = max(round((cut.start - array.start) * codec.frame_rate), 0)
-    part = codes[:, first : first + codec.num_frames(cut.duration)]
+def _part(codes: np.ndarray, stored: Stored, cut: Cut, codec: CodecInfo) -> np.ndarray:
+    first, count = _first(stored, cut, codec), codec.num_frames(cut.duration)
+    part = codes[:, first : first + count]
     if not part.shape[1]:
         raise DataError(f"codes end before {cut.start:.2f} s, where the cut begins")
+    # A frame for what is stored, one for where the part begins.
+    if part.shape[1] < count - 2:
+        raise DataError(f"codes must have {count} frames for the cut, but have {part.shape[1]}")
     return part
 
 
-def _manifest(codes: np.ndarray, cut: Cut, codec: CodecInfo) -> TemporalArray:
-    return TemporalArray(
-        array=Array(storage_type="shar", storage_path="", storage_key="", shape=list(codes.shape)),
-        temporal_dim=1,
-        frame_shift=1 / codec.frame_rate,
-        start=cut.start,
-    )
+def _first(stored: Stored, cut: Cut, codec: CodecInfo) -> int:
+    """The stored frame that a cut begins with."""
+    return max(round((cut.start - stored.start) * codec.frame_rate), 0)
 
 
-def _add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    member = tarfile.TarInfo(name)
-    member.size = len(data)
-    tar.addfile(member, io.BytesIO(data))
+def _recording_end(cut: Cut) -> float:
+    """Seconds of a recording; of its file where the manifest tells a segment of it only."""
+    if (cut.custom or {}).get(UNPROBED) != "segment":
+        return cut.recording.duration
+    header = read_header(materialize(cut).recording.sources[0].source)
+    return math.inf if header is None else header.duration
+
+
+def _num_frames(stored: Stored) -> int:
+    return stored.num_frames if isinstance(stored, Features) else stored.shape[-1]

@@ -97,6 +97,11 @@ class BatchLoader:
             self._reset(begin)
         return self._deliver()
 
+    @property
+    def epoch(self) -> int:
+        """How many passes over the data are consumed."""
+        return self._position(self._next_wanted()).epoch
+
     def state_dict(self) -> dict[str, int]:
         """How many batches this rank has consumed, and the place in the plan after them."""
         consumed = self._next_wanted()

@@ -8,7 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lhotse import AudioSource, MonoCut, Recording, SupervisionSegment
+from lhotse import AudioSource, Features, MonoCut, Recording, SupervisionSegment
+from lhotse.array import Array, TemporalArray
 from lhotse.cut import Cut, MixedCut
 from lhotse.utils import compute_num_samples
 
@@ -251,16 +252,25 @@ def resolve_path(path: str, folder: Path) -> str:
 
 
 def _resolve_paths(cut: Cut, folder: Path) -> None:
-    """Resolve the audio files of a cut that was just read."""
+    """Resolve the files of audio and codes of a cut that was just read."""
     if isinstance(cut, MixedCut):
         for track in cut.tracks:
             _resolve_paths(track.cut, folder)
         return
-    values = [getattr(cut, "recording", None), *(getattr(cut, "custom", None) or {}).values()]
-    for recording in (value for value in values if isinstance(value, Recording)):
-        for source in recording.sources:
-            if source.type == "file":
-                source.source = resolve_path(source.source, folder)
+    owned = [getattr(cut, name, None) for name in ("recording", "features")]
+    for value in (*owned, *(getattr(cut, "custom", None) or {}).values()):
+        if isinstance(value, Recording):
+            for source in value.sources:
+                if source.type == "file":
+                    source.source = resolve_path(source.source, folder)
+        stored = value.array if isinstance(value, TemporalArray) else value
+        if isinstance(stored, Array | Features) and _is_path(stored.storage_path):
+            stored.storage_path = resolve_path(stored.storage_path, folder)
+
+
+def _is_path(storage: str | None) -> bool:
+    """Whether it is a file or folder, not a URL, and not in memory."""
+    return bool(storage) and "://" not in storage
 
 
 def existing(path: str) -> str:

@@ -111,9 +111,9 @@ class MusicDemo(DemoFolder):
 
     def fit_codec(self) -> None:
         """Residual k-means on log-mel frames: 4 codebooks of 256, 50 frames a second."""
-        from whalesong.models.codec_lm.make_codec import make_codec, read_recordings
         from whalesong.modules.codec.files import save_codec
         from whalesong.modules.codec.training import CodecRecipe
+        from whalesong.sound.make_codec import make_codec, read_recordings
 
         audio = read_recordings(
             self.corpus / "train", sample_rate=SAMPLE_RATE, max_seconds=CODEC_SECONDS
@@ -127,7 +127,7 @@ class MusicDemo(DemoFolder):
 
     def tokenize(self) -> None:
         """Codes beside the recordings of every split."""
-        from whalesong.models.codec_lm.tokenize import read_pretransform, tokenize_shar
+        from whalesong.sound.tokenize import read_pretransform, tokenize_shar
 
         section = read_pretransform(self.codec)
         for split in SPLITS:

@@ -205,8 +205,8 @@ def write_example(stem: Path, audio: Any, sample_rate: int) -> None:
     """Write audio (C, N) as `<stem>.wav`, and its spectrogram as `<stem>.png`."""
     from matplotlib.image import imsave
 
-    from whalesong.models.codec_lm.samples import spectrogram_image
-    from whalesong.models.codec_lm.use import write_wav
+    from whalesong.sound.samples import spectrogram_image
+    from whalesong.sound.wav import write_wav
 
     write_wav(stem.with_suffix(".wav"), audio, sample_rate)
     imsave(stem.with_suffix(".png"), spectrogram_image(audio, sample_rate))

@@ -174,3 +174,27 @@ def sequence_mask(mask: Tensor, *, causal: bool) -> Tensor:
     if causal:
         seen = seen & torch.ones_like(self_seen).tril()
     return seen
+
+
+def prompt_target_mask(
+    prompt_mask: Tensor, mask: Tensor, *, causal_prompt: bool = False, causal_target: bool
+) -> Tensor:
+    """What each position of a prompt and its target sees, (B, 1, T, T).
+
+    The prompt sees the prompt and never the target; the target sees all of the prompt, and of the
+    target everything or, if it is causal, itself and what is before. A padded position sees
+    itself, so that it is finite.
+
+    Args:
+        prompt_mask: (B, T), True where the prompt is; the prompt may stand anywhere.
+        mask: (B, T), True = keep.
+        causal_prompt: positions of the prompt do not see later ones.
+        causal_target: positions of the target do not see later ones.
+    """
+    length = mask.shape[1]
+    before = torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
+    prompt, target = (mask & prompt_mask)[:, None], (mask & ~prompt_mask)[:, None]
+    of_prompt = prompt & before if causal_prompt else prompt
+    of_target = target & before if causal_target else target
+    seen = torch.where(prompt_mask[..., None], of_prompt, prompt | of_target)
+    return (seen | torch.eye(length, dtype=torch.bool, device=mask.device))[:, None]

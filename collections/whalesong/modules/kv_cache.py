@@ -25,6 +25,8 @@ class KVCache:
     """(B, 1, 6 D) for each layer, from the global condition."""
     padding: Tensor | None = None
     """(B,) padded positions at the left of each row; None: none has any."""
+    offsets: Tensor | None = None
+    """(B,) what the index of a slot is above its position in each row; None: they are the same."""
     length: int = 0
     """Positions that all rows hold."""
 
@@ -56,13 +58,19 @@ class KVCache:
         """Count the padding (False) in the mask (B, T) of the positions that come next."""
         padding = (~mask).sum(dim=1)
         self.padding = padding if self.padding is None else self.padding + padding
+        self.offsets = padding if self.offsets is None else self.offsets + padding
+
+    def count_from(self, positions: Tensor) -> None:
+        """Let what comes behind the given positions, (T,) or (B, T), count on from the last one."""
+        last = positions[..., -1].expand(self.batch_size)
+        self.offsets = self.length + positions.shape[-1] - 1 - last
 
     def positions(self, num_positions: int) -> Tensor:
-        """Positions of what comes next, (T,), or (B, T) counted from the first valid one."""
+        """Positions of what comes next, (T,), or (B, T) where rows differ."""
         index = torch.arange(self.length, self.length + num_positions, device=self.buffer.device)
-        if self.padding is None:
+        if self.offsets is None:
             return index
-        return (index - self.padding[:, None]).clamp(min=0)
+        return (index - self.offsets[:, None]).clamp(min=0)
 
     def attention_mask(self, num_positions: int) -> Tensor | None:
         """What the next T positions may see of all positions, (T, S) or (B, 1, T, S).

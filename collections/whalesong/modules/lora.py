@@ -1,5 +1,8 @@
 """LoRA on a pretrained LLM through PEFT; parameter names are the same with and without it."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
@@ -21,6 +24,20 @@ def add_lora(llm: nn.Module, settings: dict) -> nn.Module:
         ValueError: no module matches `target_modules`, with PEFT's explanation.
     """
     return inject_adapter_in_model(LoraConfig(**settings), llm, adapter_name=ADAPTER)
+
+
+def layer_settings(settings: Mapping[str, Any], network: nn.Module) -> dict[str, Any]:
+    """Settings for a network that is no LLM: its linear layers are the targets if none are named.
+
+    Args:
+        settings: fields of `peft.LoraConfig`.
+        network: whatever the LoRA layers go into.
+    """
+    targets = settings.get("target_modules")
+    if targets is None or targets == "all-linear":
+        modules = network.named_modules()
+        targets = [name for name, module in modules if isinstance(module, nn.Linear)]
+    return {**settings, "target_modules": targets, "task_type": None}
 
 
 def canonical_name(name: str) -> str:

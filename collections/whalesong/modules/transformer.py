@@ -124,6 +124,8 @@ class Transformer(nn.Module):
         x: Tensor,
         *,
         mask: Tensor | None = None,
+        seen: Tensor | None = None,
+        positions: Tensor | None = None,
         memory: Tensor | None = None,
         memory_mask: Tensor | None = None,
         condition: Tensor | None = None,
@@ -136,6 +138,10 @@ class Transformer(nn.Module):
             mask: (B, T), True = keep; positions count from the first one kept. With a cache,
                 padding is at the left of the whole sequence. What comes out at padding means
                 nothing.
+            seen: what each position sees, broadcast to (B, H, T, S), True = see; instead of what
+                `causal` and `mask` say.
+            positions: (T,) or (B, T), instead of counting; with a cache, what comes later counts on
+                from the last of them.
             memory: (B, S, C), what the blocks attend to besides.
             memory_mask: (B, S), True = keep; a row may be empty.
             condition: (B, G), the global condition; None leaves the blocks as they are.
@@ -146,13 +152,15 @@ class Transformer(nn.Module):
                 there are not as many learned positions.
         """
         if cache is None:
-            positions, seen = self._whole(x, mask)
+            counted, visible_to = self._whole(x, mask if seen is None else None)
         else:
             if memory is not None or condition is not None:
                 raise ValueError("memory and condition must be given to `init_cache`, not beside "
                                  "`cache`.")  # fmt: skip
-            positions, seen = self._next(x.shape[1], mask, cache)
+            counted, visible_to = self._next(x.shape[1], mask, positions, cache)
             memory_mask = cache.memory_mask
+        positions = counted if positions is None else positions
+        seen = visible_to if seen is None else seen
         is_causal = self.causal and seen is None and x.shape[1] > 1
         memory_seen = None if memory_mask is None else visible(memory_mask)
         context = Context(
@@ -218,12 +226,14 @@ class Transformer(nn.Module):
         return (mask.cumsum(1) - 1).clamp(min=0), sequence_mask(mask, causal=self.causal)
 
     def _next(
-        self, num_positions: int, mask: Tensor | None, cache: KVCache
+        self, num_positions: int, mask: Tensor | None, positions: Tensor | None, cache: KVCache
     ) -> tuple[Tensor, Tensor | None]:
         """The same for what comes next."""
         cache.check_room(num_positions)
         if mask is not None:
             cache.pad(mask)
+        if positions is not None:
+            cache.count_from(positions)
         starts_plainly = cache.length == 0 and cache.padding is None
         seen = None if starts_plainly else cache.attention_mask(num_positions)
         return cache.positions(num_positions), seen

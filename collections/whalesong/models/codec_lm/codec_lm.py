@@ -13,23 +13,22 @@ from whalesong.core.language_model import LanguageModelPT
 from whalesong.core.parts import Batch, Evaluation, Parts
 from whalesong.data.datamodule import build_loader
 from whalesong.metrics.likelihood import CodeLikelihood
-from whalesong.models.codec_lm.collator import TEXT, CodecLMCollator
+from whalesong.models.codec_lm.collator import CodecLMCollator
 from whalesong.models.codec_lm.config import CodecLMConfig
-from whalesong.models.codec_lm.factory import build_audio_lm, check_audio_lm_config, collect_assets
+from whalesong.models.codec_lm.factory import build_audio_lm, check_audio_lm_config
 from whalesong.models.codec_lm.generation import GeneratedAudio
 from whalesong.models.codec_lm.loss import CodecLMLoss
 from whalesong.models.codec_lm.predictor import CodecLMPredictor
-from whalesong.models.codec_lm.request import Metadata
-from whalesong.models.codec_lm.tokenize import describe_codec
 from whalesong.models.codec_lm.use import answer, evaluate, log_fixed_prompts
 from whalesong.models.codec_lm.wrapper import AudioLanguageModelWrapper
 from whalesong.modules.conditioning.section import ConditionerSection
-from whalesong.modules.lora import add_lora, canonical_name, is_lora
+from whalesong.modules.lora import add_lora, canonical_name, is_lora, layer_settings
+from whalesong.sound.assets import collect_assets
+from whalesong.sound.codec_info import describe_codec
+from whalesong.sound.conditions import RECORDING_TYPES, TEXT_TYPES, condition_sources, ids_of
+from whalesong.sound.rows import Metadata
 
 FACTORY_KEYS = ("lm", "pretransform", "conditioning")
-PROMPT_SECONDS = 3.0
-RECORDING_TYPES = ("audio_prompt", "clap_audio", "pretransform")
-TEXT_TYPES = ("causal_lm", "clap_text", "lut", "phoneme", "t5", "t5gemma", "text", "tokenizer_lut")
 
 
 class CodecLMModel(LanguageModelPT):
@@ -51,9 +50,9 @@ class CodecLMModel(LanguageModelPT):
         except (AssertionError, NotImplementedError, ValueError, OSError) as error:
             raise ConfigError(f"`model`: {error}") from error
         if assets is None:
-            self.assets = collect_assets(model)
+            self.assets = collect_assets(model.pretransform, model.conditioner)
         if section.get("lora") is not None:
-            add_lora(model.lm.backbone, lora_settings(section["lora"], model.lm.backbone))
+            add_lora(model.lm.backbone, layer_settings(section["lora"], model.lm.backbone))
             model.lm.embedding.requires_grad_(False)
             model.lm.heads.requires_grad_(False)
         freeze_parameters(
@@ -82,12 +81,12 @@ class CodecLMModel(LanguageModelPT):
     @property
     def text_ids(self) -> list[str]:
         """Ids of the conditions that are texts."""
-        return [item.id for item in self._conditions if item.type in TEXT_TYPES]
+        return ids_of(self._conditions, TEXT_TYPES)
 
     @property
     def recording_ids(self) -> list[str]:
         """Ids of the conditions that are recordings."""
-        return [item.id for item in self._conditions if item.type in RECORDING_TYPES]
+        return ids_of(self._conditions, RECORDING_TYPES)
 
     def generate_audio(
         self, conditioning: Metadata | None = None, **generation: Any
@@ -140,10 +139,11 @@ class CodecLMModel(LanguageModelPT):
     def _compose(self, model: AudioLanguageModelWrapper, config: CodecLMConfig) -> Parts:
         window = config.window_seconds
         codec = describe_codec(model.pretransform)
+        keys = {} if config.conditioning is None else config.conditioning.default_keys
         shared = {
             "max_frames": None if window is None else codec.num_frames(window),
             "strict": config.strict_audio,
-            **condition_sources(config),
+            **condition_sources(self._conditions, keys),
         }
         return Parts(
             model=model,
@@ -169,36 +169,3 @@ def used_conditions(config: CodecLMConfig) -> list[ConditionerSection]:
     if config.conditioning is None:
         return []
     return [item for item in config.conditioning.configs if item.id in config.lm.cond_ids]
-
-
-def condition_sources(config: CodecLMConfig) -> dict[str, Any]:
-    """Where the collator finds the value of each condition: arguments of `CodecLMCollator`.
-
-    `conditioning.default_keys` tells the attribute of a cut. Else the only text condition, or the
-    one called "text", is the text of the supervisions; a recording is the clip's own audio prompt;
-    and any other condition is the attribute of its id.
-    """
-    used = used_conditions(config)
-    keys = config.conditioning.default_keys if used else {}
-    recordings = [item for item in used if item.type in RECORDING_TYPES]
-    texts = [item.id for item in used if item.type in TEXT_TYPES]
-    own_text = texts if len(texts) == 1 else ["text"]
-    seconds = [item.config.get("max_seconds") or PROMPT_SECONDS for item in recordings]
-    return {
-        "condition_keys": {
-            item.id: keys.get(item.id, TEXT if item.id in own_text else item.id)
-            for item in used
-            if item not in recordings
-        },
-        "audio_prompt_ids": [item.id for item in recordings],
-        "prompt_seconds": max(seconds, default=PROMPT_SECONDS),
-    }
-
-
-def lora_settings(settings: Mapping[str, Any], backbone: nn.Module) -> dict[str, Any]:
-    """The settings with all linear layers of the backbone as the targets where none are named."""
-    targets = settings.get("target_modules")
-    if targets is None or targets == "all-linear":
-        linear = (nn.Linear,)
-        targets = [name for name, module in backbone.named_modules() if isinstance(module, linear)]
-    return {**settings, "target_modules": targets, "task_type": None}

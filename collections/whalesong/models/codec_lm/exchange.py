@@ -10,14 +10,10 @@ from torch import Tensor
 
 from whalesong.core.archive import check_state_keys
 from whalesong.core.errors import ConfigError
-from whalesong.models.codec_lm.factory import (
-    CODEC_ASSETS,
-    CONDITIONER_ASSETS,
-    build_audio_lm,
-    check_audio_lm_config,
-)
+from whalesong.models.codec_lm.factory import build_audio_lm, check_audio_lm_config
 from whalesong.models.codec_lm.model import AudioLanguageModel
 from whalesong.models.codec_lm.wrapper import AudioLanguageModelWrapper
+from whalesong.sound.assets import CODEC_ASSETS, CONDITIONER_ASSETS
 
 if TYPE_CHECKING:
     from whalesong.models.codec_lm.codec_lm import CodecLMModel

@@ -22,11 +22,9 @@ from whalesong.modules.codec.build import build_codec, parse_section
 from whalesong.modules.codec.codec import Codec
 from whalesong.modules.conditioning.build import build_multi_conditioner, check_conditioning
 from whalesong.modules.conditioning.multi import MultiConditioner
+from whalesong.sound.assets import CODEC_ASSETS, CONDITIONER_ASSETS, assets_of
 
 _LOG = logging.getLogger(__name__)
-
-CODEC_ASSETS = "pretransform-"
-CONDITIONER_ASSETS = "conditioner-"
 
 
 def create_audio_lm_from_config(
@@ -122,7 +120,7 @@ def build_audio_lm(
     model = container.model
     codec = build_codec(
         model.pretransform,
-        assets=_with_prefix(assets, CODEC_ASSETS),
+        assets=assets_of(assets, CODEC_ASSETS),
         sample_rate=container.sample_rate,
     )
     _check_audio(container, codec)
@@ -132,7 +130,7 @@ def build_audio_lm(
             _only_used(model.conditioning, model.lm.cond_ids),
             default_dim=model.lm.default_cond_dim,
             codec=codec,
-            assets=_with_prefix(assets, CONDITIONER_ASSETS),
+            assets=assets_of(assets, CONDITIONER_ASSETS),
         )
     lm = build_language_model(model.lm, codec=codec, conditioner=conditioner)
     return AudioLanguageModelWrapper(
@@ -161,15 +159,6 @@ def build_language_model(
         prepend_cond_ids=config.prepend_cond_ids,
         global_cond_ids=config.global_cond_ids,
     )
-
-
-def collect_assets(wrapper: AudioLanguageModelWrapper) -> dict[str, bytes]:
-    """What an archive needs beside configuration and weights to build the model without a hub."""
-    assets = {CODEC_ASSETS + name: data for name, data in wrapper.pretransform.assets.items()}
-    if wrapper.conditioner is not None:
-        own = wrapper.conditioner.assets
-        assets |= {CONDITIONER_ASSETS + name: data for name, data in own.items()}
-    return assets
 
 
 def _required(section: Mapping[str, Any], key: str, text: str) -> Any:
@@ -231,9 +220,3 @@ def _common_dim(config: LanguageModelConfig, key: str, dims: Mapping[str, int]) 
         shown = ", ".join(f"{name} {width}" for name, width in widths.items())
         raise ValueError(f"`model.lm.{key}` must name conditions of one width, but has {shown}.")
     return next(iter(widths.values()), 0)
-
-
-def _with_prefix(assets: Mapping[str, bytes] | None, prefix: str) -> dict[str, bytes] | None:
-    if assets is None:
-        return None
-    return {n.removeprefix(prefix): data for n, data in assets.items() if n.startswith(prefix)}

@@ -1,21 +1,16 @@
 """Generation with the codec language model: from raw conditions to codes and waveforms."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from whalesong.models.codec_lm.config import GenerationSettings
 from whalesong.models.codec_lm.guidance import guidance_variants
-from whalesong.models.codec_lm.request import Clip, Metadata, Request
-from whalesong.models.codec_lm.step_model import (
-    STEPS_THAT_PAY,
-    GuidedStepModel,
-    PackedWeights,
-)
+from whalesong.models.codec_lm.request import Request
+from whalesong.models.codec_lm.step_model import GuidedStepModel, PackedWeights
 from whalesong.modules.conditioning.conditioner import Condition
 from whalesong.modules.generation.generate import (
     Progress,
@@ -23,8 +18,12 @@ from whalesong.modules.generation.generate import (
     generate_codes,
     stream_codes,
 )
+from whalesong.modules.generation.guided import STEPS_THAT_PAY
 from whalesong.modules.generation.infill import infill
 from whalesong.modules.generation.sampling import SamplingSettings
+from whalesong.sound.clips import tokenized
+from whalesong.sound.evaluating import evaluating
+from whalesong.sound.rows import Clip, Metadata
 
 if TYPE_CHECKING:
     from whalesong.models.codec_lm.wrapper import AudioLanguageModelWrapper
@@ -122,7 +121,7 @@ class AudioGenerator:
         Raises:
             ValueError: the span lies outside of a clip.
         """
-        clips = self._codes_of(request.begin)
+        clips = tokenized(request.begin, self.codec, device=self.model.device)
         begin, end = (round(s * self.codec.frame_rate) for s in (begin_seconds, end_seconds))
         lens = torch.tensor([0 if clip is None else clip.shape[1] for clip in clips])
         if not 0 <= begin < end <= int(lens.min()):
@@ -144,7 +143,7 @@ class AudioGenerator:
             ValueError: what a row goes on from is neither audio nor codes of the codec, or as long
                 as what is asked for.
         """
-        clips = self._codes_of(request.begin)
+        clips = tokenized(request.begin, self.codec, device=self.model.device)
         lens = [max(round(seconds * self.codec.frame_rate), 1) for seconds in request.seconds]
         for row, (clip, length) in enumerate(zip(clips, lens, strict=True)):
             if clip is not None and clip.shape[1] >= length:
@@ -161,34 +160,6 @@ class AudioGenerator:
             if clip is not None:
                 known[row, :, : clip.shape[1]] = clip
         return known
-
-    def _codes_of(self, clips: Sequence[Clip]) -> list[Clip]:
-        """Codes as they are; audio is tokenized, each clip alone."""
-        for row, clip in enumerate(clips):
-            if clip is not None and (fault := self._fault_of(clip)):
-                raise ValueError(f"The clip of row {row} must be {fault}.")
-        device = self.model.device
-        return [
-            clip
-            if clip is None or not clip.is_floating_point()
-            else self.codec.encode(clip[None].to(device))[0][0]
-            for clip in clips
-        ]
-
-    def _fault_of(self, clip: Tensor) -> str | None:
-        """What a clip must be, but is not; None for a good one."""
-        is_audio = clip.is_floating_point()
-        kind, height = (
-            ("audio", self.codec.num_channels) if is_audio else ("codes", self.model.num_quantizers)
-        )
-        if clip.dim() != 2 or len(clip) != height:
-            return f"{kind} ({height}, length), but is {tuple(clip.shape)}"
-        if is_audio:
-            return None if clip.isfinite().all() else "audio without NaN and infinity, but has some"
-        size = self.codec.codebook_size
-        if clip.numel() and not 0 <= int(clip.min()) <= int(clip.max()) < size:
-            return f"codes from 0 to {size - 1}, but has {int(clip.min())} to {int(clip.max())}"
-        return None
 
     def _arguments(
         self,
@@ -271,18 +242,6 @@ class AudioGenerator:
             seeds=list(request.seeds),
             log_probs=log_probs.tolist(),
         )
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Without dropout of weights and conditions; afterwards every part is in its mode again."""
-    training = [part for part in module.modules() if part.training]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part in training:
-            part.training = True
 
 
 def _repeated(condition: Condition, copies: int) -> Condition:

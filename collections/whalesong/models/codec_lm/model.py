@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from whalesong.models.codec_lm.backbone import ContinuousTransformerAudioLMBackbone
 from whalesong.modules.codebook_patterns import PatternProvider
-from whalesong.modules.conditioning.conditioner import Condition
+from whalesong.modules.conditioning.conditioner import Condition, side_by_side
 
 
 @dataclass
@@ -129,7 +129,7 @@ class AudioLanguageModel(nn.Module):
         return RoutedConditions(
             memory=_in_sequence(conditions, self.cross_attention_cond_ids),
             prepend=_in_sequence(conditions, self.prepend_cond_ids),
-            global_cond=_side_by_side(conditions, self.global_cond_ids),
+            global_cond=side_by_side(conditions, self.global_cond_ids),
         )
 
 
@@ -142,15 +142,3 @@ def _in_sequence(conditions: Mapping[str, Condition], ids: Sequence[str]) -> Con
         torch.cat([condition.embeds for condition in chosen], dim=1),
         torch.cat([condition.mask for condition in chosen], dim=1),
     )
-
-
-def _side_by_side(conditions: Mapping[str, Condition], ids: Sequence[str]) -> Tensor | None:
-    """The mean of each over what its mask keeps, next to each other: (B, sum of C)."""
-    if not ids:
-        return None
-    return torch.cat([_mean(conditions[name]) for name in ids], dim=1)
-
-
-def _mean(condition: Condition) -> Tensor:
-    count = condition.mask.sum(dim=1, keepdim=True).clamp_min(1)
-    return (condition.embeds * condition.mask.unsqueeze(-1)).sum(dim=1) / count

@@ -1,18 +1,9 @@
 """What a user asks of the codec language model, brought to one entry for each row."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isfinite
-from typing import Any
 
-import torch
-from torch import Tensor
-
-Metadata = Sequence[Mapping[str, Any]]
-"""For each row, the value of each condition by its id."""
-
-Clip = Tensor | None
-"""Audio (C, N), or codes (K, F), or nothing."""
+from whalesong.sound.rows import Clip, Metadata, check_rows, count_rows, row_seconds, row_seeds
 
 
 @dataclass(frozen=True)
@@ -51,35 +42,10 @@ def make_request(
     Raises:
         ValueError: they speak of different numbers of rows, or a length is not above 0.
     """
-    rows = _num_rows(conditioning, begin, seconds, seeds, batch_size)
-    if seeds is None:
-        seeds = torch.randint(2**31, (rows,)).tolist()
-    elif isinstance(seeds, int):
-        seeds = [seeds + row for row in range(rows)]
-    if isinstance(seconds, int | float):
-        seconds = [float(seconds)] * rows
-    if not all(isfinite(length) and length > 0 for length in seconds):
-        raise ValueError(f"`seconds` must be above 0 in every row, but is {list(seconds)}.")
-    request = Request(conditioning, negative, begin or [None] * rows, seconds, list(seeds))
-    for name in ("metadata", "negative", "begin", "seconds"):
-        given = getattr(request, name)
-        if given is not None and len(given) != rows:
-            raise ValueError(f"`{name}` must have one entry for each of {rows} rows, "
-                             f"but has {len(given)}.")  # fmt: skip
-    return request
-
-
-def _num_rows(
-    conditioning: Metadata | None,
-    begin: Sequence[Clip] | None,
-    seconds: float | Sequence[float],
-    seeds: int | Sequence[int] | None,
-    batch_size: int | None,
-) -> int:
-    """Rows by the first argument that tells; 1 if none does."""
-    if batch_size is not None:
-        return batch_size
-    for given in (conditioning, begin, seconds, seeds):
-        if isinstance(given, Sequence):
-            return len(given)
-    return 1
+    rows = count_rows(conditioning, begin, seconds, seeds, batch_size=batch_size)
+    lengths = row_seconds(seconds, rows)
+    begin = begin or [None] * rows
+    given = {"metadata": conditioning, "negative": negative, "begin": begin}
+    own_seeds = row_seeds(seeds, rows)
+    check_rows(rows, **given, seconds=lengths, seeds=own_seeds)
+    return Request(conditioning, negative, begin, lengths, own_seeds)

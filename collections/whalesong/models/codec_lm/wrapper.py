@@ -9,13 +9,14 @@ from torch import Tensor, nn
 from whalesong.models.codec_lm.config import generation_settings
 from whalesong.models.codec_lm.generation import AudioGenerator, GeneratedAudio
 from whalesong.models.codec_lm.model import AudioLanguageModel, LMOutput
-from whalesong.models.codec_lm.progress import reporter
-from whalesong.models.codec_lm.request import Clip, Metadata, make_request
+from whalesong.models.codec_lm.request import make_request
 from whalesong.modules.codebook_patterns import PatternProvider
 from whalesong.modules.codec.codec import Codec
 from whalesong.modules.conditioning.conditioner import Condition
 from whalesong.modules.conditioning.multi import MultiConditioner
 from whalesong.modules.generation.generate import Progress
+from whalesong.sound.progress import reporter
+from whalesong.sound.rows import Clip, Metadata
 
 
 class AudioLanguageModelWrapper(nn.Module):

@@ -151,7 +151,8 @@ class SALM(LanguageModelPT):
 
     def answer(self, request: PredictConfig) -> Iterator[dict[str, Any]]:
         """Answer prompts about audio files."""
-        check_unused(request, ("conditions", "begin", "output_dir", "generation"), family="SALM")
+        unused = ("conditions", "begin", "end", "output_dir", "generation")
+        check_unused(request, unused, family="SALM")
         return answer(self, request)
 
     def _frame_counter(self, perception: AudioPerceptionModule) -> FrameCounter:

@@ -157,3 +157,19 @@ def require_texts(kind: str, values: Sequence[Any]) -> None:
     for value in values:
         if not isinstance(value, str):
             raise ValueError(f"a `{kind}` condition must be a string, but is {value!r}.")
+
+
+def side_by_side(conditions: Mapping[str, Condition], ids: Sequence[str]) -> Tensor | None:
+    """A global condition: the mean of each over what its mask keeps, next to each other.
+
+    Returns:
+        (B, sum of C), or None without ids.
+    """
+    if not ids:
+        return None
+    return torch.cat([_mean(conditions[name]) for name in ids], dim=1)
+
+
+def _mean(condition: Condition) -> Tensor:
+    count = condition.mask.sum(dim=1, keepdim=True).clamp_min(1)
+    return (condition.embeds * condition.mask.unsqueeze(-1)).sum(dim=1) / count

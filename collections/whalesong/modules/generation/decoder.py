@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from whalesong.modules.generation.packed_linear import PackedLinear, pack_linear
 from whalesong.modules.generation.recall import Recall, ShortRecall
-from whalesong.modules.generation.steps import Rotation, SlicedSteps, StaticSteps, Steps
+from whalesong.modules.generation.steps import SlicedSteps, StaticSteps, Steps
 from whalesong.modules.kv_cache import KVCache
 from whalesong.modules.transformer import Transformer
 from whalesong.modules.transformer_block import Block, activate
@@ -69,6 +69,7 @@ class _Layer:
     def __init__(self, block: Block, pack: Callable[..., PackedLinear]) -> None:
         self.block = block
         self.num_heads = block.attention.num_heads
+        self.norms_heads = not isinstance(block.attention.query_norm, nn.Identity)
         self.qkv = pack(block.attention.qkv_proj)
         self.out = pack(block.attention.out_proj, scale=block.attention_end.scale)
         self.up = pack(block.feed_forward.up_proj)
@@ -113,12 +114,12 @@ class _Layer:
         """Self-attention without its last projection, (R, H * dh)."""
         attention = self.block.attention
         heads = self.qkv(x).view(len(x), 3, self.num_heads, -1)
-        if not isinstance(attention.query_norm, nn.Identity):
+        if self.norms_heads:
             queries, keys, values = heads.unbind(1)
             normed = attention.query_norm(queries), attention.key_norm(keys)
             heads = torch.stack((*normed, values), dim=1)
         if steps.rotation is not None:
-            _rotate_(heads[:, :2], steps.rotation)
+            steps.rotation.apply_(heads[:, :2])
         keys, values = steps.append(index, heads[:, 1:])
         out = functional.scaled_dot_product_attention(
             heads[:, 0, :, None], keys, values, attn_mask=steps.mask, scale=attention.scale
@@ -128,10 +129,3 @@ class _Layer:
     def _expand(self, x: Tensor) -> Tensor:
         """The feed-forward without its last projection."""
         return activate(self.up(x), self.block.feed_forward.activation)
-
-
-def _rotate_(heads: Tensor, rotation: Rotation) -> None:
-    """Rotate queries and keys (R, 2, H, dh) in place."""
-    cos, sin, partner = rotation
-    turned = heads[..., partner].mul_(sin)
-    heads.mul_(cos).add_(turned)

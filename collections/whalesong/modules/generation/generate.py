@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from whalesong.modules.codebook_patterns import PatternProvider
+from whalesong.modules.generation.ending import Ending
 from whalesong.modules.generation.loop import Plan, StepModel, Window
-from whalesong.modules.generation.sampling import RowNoise, SamplingSettings
+from whalesong.modules.generation.sampling import RowNoise, SamplingSettings, redraw_seeds
 
 Progress = Callable[[int, int], None]
 """Is told the number of steps that are done, and of all steps."""
@@ -19,10 +20,15 @@ class Generated(NamedTuple):
     """Codes of B rows, known ones and generated ones."""
 
     codes: Tensor
-    """(B, K, F), 0 behind the end of a row."""
+    """(B, K, F), 0 behind the end of a row. With an `Ending` id V stands behind it, also in place of
+    known codes, and F is what the longest row has, the frame that holds its end included: there,
+    codes that were drawn along with the end are kept, and id V stands where none was."""
     log_probs: Tensor
     """(B, K, F): log-probability that the model gives to each code, generated or known, from the
-    first step on at which its row generates; 0 elsewhere. Temperature and filters do not count."""
+    first step on at which its row generates; 0 elsewhere, also from the end of a row on.
+    Temperature and filters do not count."""
+    lens: Tensor
+    """(B,) frames of each row, those before its end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +72,7 @@ def generate_codes(
     seeds: Sequence[int],
     settings: SamplingSettings,
     windows: Windows | None = None,
+    ending: Ending | None = None,
     on_frames: Callable[[Tensor], None] | None = None,
     progress: Progress | None = None,
 ) -> Generated:
@@ -79,21 +86,32 @@ def generate_codes(
         lens: frames of each row (B,).
         seeds: one for each row; its noise depends on nothing else.
         settings: how to sample.
-        windows: for clips longer than the ones of the training.
+        windows: for clips longer than the ones of the training; they have ids of their own for the
+            rule about repetition.
+        ending: lets rows end before their frames do; decoding stops when all have. Then without
+            windows.
         on_frames: is given codes (B, K, f) as soon as all K codes of these frames exist, known
             ones at once; joined they are the whole.
         progress: is told how far it is.
 
     Raises:
-        ValueError: shapes or codes that do not fit, or NaN or infinite logits.
+        ValueError: shapes or codes that do not fit, an ending along with windows or without a logit
+            for it, or NaN or infinite logits.
     """
     run = Generation(
-        model, provider, known=known, lens=lens, seeds=seeds, settings=settings, windows=windows
+        model,
+        provider,
+        known=known,
+        lens=lens,
+        seeds=seeds,
+        settings=settings,
+        windows=windows,
+        ending=ending,
     )
     for frames in run.stretches(progress, at_once=on_frames is not None):
         if on_frames is not None:
             on_frames(run.codes[:, :, frames])
-    return Generated(run.codes, run.log_probs)
+    return Generated(run.codes, run.log_probs, run.lens)
 
 
 def stream_codes(
@@ -105,11 +123,19 @@ def stream_codes(
     seeds: Sequence[int],
     settings: SamplingSettings,
     windows: Windows | None = None,
+    ending: Ending | None = None,
     progress: Progress | None = None,
 ) -> Iterator[Tensor]:
     """Yield what `generate_codes` gives to `on_frames`, for the same arguments."""
     run = Generation(
-        model, provider, known=known, lens=lens, seeds=seeds, settings=settings, windows=windows
+        model,
+        provider,
+        known=known,
+        lens=lens,
+        seeds=seeds,
+        settings=settings,
+        windows=windows,
+        ending=ending,
     )
     return (run.codes[:, :, frames] for frames in run.stretches(progress))
 
@@ -122,6 +148,7 @@ class Generation:
     Attributes:
         codes: (B, K, F), -1 where not yet generated.
         log_probs: (B, K, F), as in `Generated`.
+        lens: (B,), as in `Generated` once all is decoded.
     """
 
     def __init__(
@@ -134,14 +161,22 @@ class Generation:
         seeds: Sequence[int],
         settings: SamplingSettings,
         windows: Windows | None = None,
+        ending: Ending | None = None,
     ) -> None:
         lens = torch.as_tensor(lens).cpu()
         check_request(model, provider, known=known, lens=lens, seeds=seeds)
-        self.codes = own_frames(known, lens)
+        longest, fill = int(lens.max()), 0
+        if ending is not None:
+            check_ending(ending, provider, windows)
+            known, fill = known[:, :, :longest], model.codebook_size
+        self.codes = own_frames(known, lens, fill=fill)
         self.log_probs = torch.zeros(known.shape, device=known.device)
-        self._model, self._settings = model, settings
+        self.lens = lens.to(known.device)
+        self._model, self._settings, self._ending = model, settings, ending
         self._noise = RowNoise(seeds, provider.num_codebooks)
-        longest = int(lens.max())
+        self._redraws = None
+        if settings.repetition_window:
+            self._redraws = RowNoise(redraw_seeds(seeds), provider.num_codebooks)
         spans = windows.spans(longest) if windows else [(0, longest)]
         self._windows = self._plan(provider, lens, spans)
 
@@ -173,7 +208,7 @@ class Generation:
             if (prompt := span.start + plan.complete[plan.first_step - 1]) > given:
                 yield slice(given, prompt)
                 given = prompt
-            for window, step in self._decode(span, plan):
+            for window, step in self._decode(span, plan, at_once):
                 done += 1
                 if progress is not None:
                     progress(done, total)
@@ -182,15 +217,34 @@ class Generation:
                     stretch, given = slice(given, end), end
                     self._take(window, stretch, span.start)
                     yield stretch
+            if window.ends is not None:
+                self._end(window)
+        if progress is not None and done < total:  # all rows have ended before
+            progress(total, total)
         if given < self.codes.shape[2]:
             yield slice(given, self.codes.shape[2])
 
-    def _decode(self, span: slice, plan: Plan) -> Iterator[tuple[Window, int]]:
-        noise = self._noise.frames(span.start, span.stop)
-        known = self.codes[:, :, span]
-        window = Window(plan, known, noise, special_id=self._model.codebook_size)
-        for step in window.run(self._model, self._settings):
+    def _decode(self, span: slice, plan: Plan, at_once: bool) -> Iterator[tuple[Window, int]]:
+        frames = span.start, span.stop
+        window = Window(
+            plan,
+            self.codes[:, :, span],
+            self._noise.frames(*frames),
+            settings=self._settings,
+            special_id=self._model.codebook_size,
+            redraws=None if self._redraws is None else self._redraws.frames(*frames),
+            ending=self._ending,
+        )
+        for step in window.run(self._model, at_once=at_once):
             yield window, step
+
+    def _end(self, window: Window) -> None:
+        """Take what the only window has, up to the end of its longest row."""
+        num_frames = window.ends.num_frames
+        self._take(window, slice(0, num_frames), 0)
+        self.codes = self.codes[:, :, :num_frames]
+        self.log_probs = self.log_probs[:, :, :num_frames]
+        self.lens = window.ends.lens
 
     def _take(self, window: Window, stretch: slice, offset: int) -> None:
         frames = slice(stretch.start - offset, stretch.stop - offset)
@@ -198,10 +252,21 @@ class Generation:
         self.log_probs[:, :, stretch] = window.log_probs(frames)
 
 
-def own_frames(known: Tensor, lens: Tensor) -> Tensor:
-    """A copy of codes (B, K, F) with 0 behind the end of each row."""
+def own_frames(known: Tensor, lens: Tensor, *, fill: int = 0) -> Tensor:
+    """A copy of codes (B, K, F) with `fill` behind the end of each row."""
     behind = torch.arange(known.shape[2]) >= lens[:, None]  # (B, F)
-    return known.masked_fill(behind[:, None].to(known.device), 0)
+    return known.masked_fill(behind[:, None].to(known.device), fill)
+
+
+def check_ending(ending: Ending, provider: PatternProvider, windows: Windows | None) -> None:
+    """Refuse an ending that the model cannot draw, and one of windows.
+
+    Raises:
+        ValueError: the first that does not fit.
+    """
+    ending.check(provider.num_codebooks)
+    if windows is not None:
+        raise ValueError("`ending` must be given without `windows`, but both are given.")
 
 
 def check_request(

@@ -9,7 +9,12 @@ from torch import Tensor
 from whalesong.modules.codebook_patterns import PatternProvider
 from whalesong.modules.generation.generate import Progress, check_request, own_frames
 from whalesong.modules.generation.loop import Plan, StepModel, Window
-from whalesong.modules.generation.sampling import RowNoise, SamplingSettings, candidate_seeds
+from whalesong.modules.generation.sampling import (
+    RowNoise,
+    SamplingSettings,
+    candidate_seeds,
+    redraw_seeds,
+)
 
 
 class Infilled(NamedTuple):
@@ -69,8 +74,10 @@ def infill(
         return Infilled(known, torch.zeros(candidates.shape, device=known.device), candidates)
     counted = _counted(unknown, lens, right_frames)
     rows = torch.arange(len(known)).repeat_interleave(num_candidates)  # (B * N,)
-    window, stop = _open(model, provider, known[rows], lens[rows], candidates, counted[rows])
-    for step in window.run(model, settings):
+    window, stop = _open(
+        model, provider, known[rows], lens[rows], candidates, counted[rows], settings
+    )
+    for step in window.run(model):
         if progress is not None:
             progress(step + 1 - window.plan.first_step, stop + 1 - window.plan.first_step)
         if step == stop:
@@ -98,10 +105,20 @@ def _open(
     lens: Tensor,
     seeds: Tensor,
     counted: Tensor,
+    settings: SamplingSettings,
 ) -> tuple[Window, int]:
     """The window over all candidates, and the step after which nothing is left to be seen."""
     unknown = (known < 0).cpu()
     layout = provider.batch_layout(lens, num_frames=known.shape[2])
-    noise = RowNoise(seeds.flatten().tolist(), provider.num_codebooks).frames(0, known.shape[2])
-    window = Window(Plan(layout, unknown), known, noise, special_id=model.codebook_size)
+    own = seeds.flatten().tolist()
+    kinds = [own, redraw_seeds(own)] if settings.repetition_window else [own]
+    noise = [RowNoise(kind, provider.num_codebooks).frames(0, known.shape[2]) for kind in kinds]
+    window = Window(
+        Plan(layout, unknown),
+        known,
+        noise[0],
+        settings=settings,
+        special_id=model.codebook_size,
+        redraws=noise[1] if settings.repetition_window else None,
+    )
     return window, int((layout.step_of * (unknown | counted.cpu())).max())

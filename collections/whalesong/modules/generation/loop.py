@@ -8,12 +8,19 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from whalesong.modules.generation.ending import Ending, RowEnds
+from whalesong.modules.generation.repetition import RepetitionRule
 from whalesong.modules.generation.sampling import SamplingSettings, sample
 from whalesong.modules.pattern_layout import BatchLayout
+
+STEPS_BETWEEN_LOOKS = 16
+"""A GPU is asked that rarely whether all rows have ended: to ask is to wait for it."""
 
 
 class StepModel(Protocol):
     """A language model over steps of a codebook pattern; conditions and guidance are its own.
+
+    Where rows may end, its logits are (B, K, V + 1); the last one is that of the end.
 
     Attributes:
         num_codebooks: K.
@@ -94,22 +101,48 @@ class Window:
         plan: what happens at each step.
         known: codes (B, K, F); those that the plan generates are -1.
         noise: uniform (B, K, F).
+        settings: how to sample.
         special_id: V.
+        redraws: noise of second draws, uniform (B, K, F), if the settings ask for them.
+        ending: how rows end before their frames do.
+
+    Attributes:
+        ends: where the rows have ended so far, or None.
     """
 
-    def __init__(self, plan: Plan, known: Tensor, noise: Tensor, *, special_id: int) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        known: Tensor,
+        noise: Tensor,
+        *,
+        settings: SamplingSettings,
+        special_id: int,
+        redraws: Tensor | None = None,
+        ending: Ending | None = None,
+    ) -> None:
         self.plan = plan
         self.layout = plan.layout.to(known.device)
-        self._max_id = special_id - 1
+        self._settings, self._max_id = settings, special_id - 1
         # One slice of each of these is one step: (P, B, K).
         self._tokens = _by_step(self.layout.build(known, special_id))
         self._noise = _by_step(self.layout.build(noise.to(known.device), 0))
         self._log_probs = torch.zeros_like(self._noise)
         first_steps = plan.first_steps.to(known.device)[:, None, None]
         self._scored = self.layout.mask & (self.layout.step_of >= first_steps)
+        self._repetition = None if redraws is None else self._rule(redraws)
+        self.ends = None
+        if ending is not None:
+            self.ends = RowEnds(ending, self.layout, special_id=special_id)
 
-    def run(self, model: StepModel, settings: SamplingSettings) -> Iterator[int]:
-        """Decode step by step; yields the number of each step once it stands."""
+    def run(self, model: StepModel, *, at_once: bool = True) -> Iterator[int]:
+        """Decode step by step; yields the number of each step once it stands.
+
+        It ends as soon as all rows have ended; unless `at_once`, a few steps later on a GPU.
+
+        Raises:
+            ValueError: rows may end, but the model has no logit for it.
+        """
         plan, tokens = self.plan, self._tokens
         first = plan.first_step
         for step in range(first, self.layout.num_steps):
@@ -118,14 +151,21 @@ class Window:
                 logits = model.prefill(
                     tokens[:first].permute(1, 2, 0).contiguous(), codebooks=books
                 )
+                self._check(logits)
             else:
                 logits = model.step(tokens[step - 1], codebooks=books)
-            self._settle(step, logits, settings)
+            self._settle(step, logits)
             yield step
+            if self.ends is not None and self._ended(step, at_once):
+                return
 
     def codes(self, frames: slice) -> Tensor:
-        """Codes of frames that are complete (B, K, f), 0 behind the end of a row."""
-        return self._revert(self._tokens, self.layout.mask, frames)
+        """Codes of frames that are complete (B, K, f), 0 behind the end of a row.
+
+        Where rows may end, id V stands behind the end instead.
+        """
+        values = self._revert(self._tokens, self.layout.mask, frames)
+        return values if self.ends is None else self.ends.clear_codes(values, frames)
 
     def log_probs(self, frames: slice) -> Tensor:
         """Log-probabilities of the codes of frames that are complete (B, K, f).
@@ -140,9 +180,9 @@ class Window:
         if values.isnan().any():
             rows = values.isnan().flatten(1).any(1).nonzero().flatten().tolist()
             raise ValueError(f"The logits of the model must be finite, but in rows {rows} are not.")
-        return values
+        return values if self.ends is None else self.ends.clear_log_probs(values, frames)
 
-    def _settle(self, step: int, logits: Tensor, settings: SamplingSettings) -> None:
+    def _settle(self, step: int, logits: Tensor) -> None:
         """Decide what stands at a step, and note its log-probabilities."""
         books = self.plan.layout.active_slices[step]
         if books.start == books.stop:
@@ -150,14 +190,43 @@ class Window:
         log_probs = logits.float().log_softmax(-1)
         ids = slot = self._tokens[step, :, books]  # -1 where to generate
         if self.plan.draws[step]:
-            ids = sample(log_probs, settings, self._noise[step, :, books])
+            ids = self._draw(step, books, log_probs)
             if self.plan.forces[step]:
                 ids = torch.where(slot < 0, ids, slot)
+        if self.ends is not None:
+            ids = self.ends.settle(step, books, ids)
+        if ids is not slot:
             slot.copy_(ids)
-        if self.plan.forces[step]:
+        if self.ends is None and self.plan.forces[step]:
             ids = ids.clamp(max=self._max_id)  # where nothing stands, nothing reads it
         chosen = log_probs.gather(-1, ids[..., None])
         self._log_probs[step, :, books] = chosen.squeeze(-1)
+
+    def _draw(self, step: int, books: slice, log_probs: Tensor) -> Tensor:
+        if self.ends is not None:
+            log_probs = self.ends.allowed(step, books, log_probs)
+        ids = sample(log_probs, self._settings, self._noise[step, :, books])
+        if self._repetition is None:
+            return ids
+        return self._repetition.redraw(step, books, ids, log_probs)
+
+    def _rule(self, redraws: Tensor) -> RepetitionRule:
+        device = self._noise.device
+        return RepetitionRule(
+            self._settings,
+            wanted=_by_step(self.plan.wanted).to(device),
+            noise=_by_step(self.layout.build(redraws.to(device), 0)),
+        )
+
+    def _check(self, logits: Tensor) -> None:
+        size = self._max_id + 2
+        if self.ends is not None and logits.shape[-1] != size:
+            raise ValueError(f"Where rows may end, the model must have {size} logits for each "
+                             f"code, but has {logits.shape[-1]}.")  # fmt: skip
+
+    def _ended(self, step: int, at_once: bool) -> bool:
+        looks = at_once or not self._tokens.is_cuda or step % STEPS_BETWEEN_LOOKS == 0
+        return looks and self.ends.complete_at(step)
 
     def _codebooks(self, step: int) -> slice | None:
         books = self.plan.layout.active_slices[step]

@@ -5,6 +5,8 @@ what training does: for small matrices and single rows the transposed matrix, fo
 blocks of oneDNN, or without a copy the matrix times columns. All give the same sums.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal, Protocol
 
 import torch
@@ -16,6 +18,9 @@ WeightDtype = Literal["float32", "bfloat16", "float16", "int8"]
 
 LARGE = 2**19
 """Elements from which on a call of oneDNN, some 40 microseconds, is paid back."""
+
+COARSE_LEVELS = 63
+"""Of the coarse integers, on each side of 0."""
 
 
 class PackedLinear(Protocol):
@@ -43,7 +48,7 @@ def pack_linear(
         num_rows: R, rows that will come at a time.
         scale: (O,), factors of the outputs.
         weight_dtype: stores weights shorter than they are, and so gives other numbers; "bfloat16"
-            and "int8" also round the inputs. None keeps them.
+            and "int8" also round the inputs, each row by itself. None keeps them.
         copy_large: copy large matrices into the layout that is the fastest; the copies take some
             time and the memory of all weights once more.
 
@@ -59,7 +64,11 @@ def pack_linear(
         if weight.device.type != "cpu":
             raise ValueError(f"`weight_dtype` '{weight_dtype}' must be used on the CPU, but the "
                              f"model is on {weight.device}.")  # fmt: skip
-        return HalfLinear(weight, bias) if weight_dtype == "float16" else ByteLinear(weight, bias)
+        if weight_dtype == "float16":
+            return HalfLinear(weight, bias)
+        if weight.numel() >= LARGE and "fbgemm" in torch.backends.quantized.supported_engines:
+            return IntegerLinear(weight, bias)
+        return ByteLinear(weight, bias)
     if weight.device.type != "cpu" or weight.dtype != torch.float32:
         return PlainLinear(weight.float() if weight_dtype == "float32" else weight, bias)
     if weight.numel() < LARGE:
@@ -187,3 +196,48 @@ class ByteLinear:
     def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
         """Map (R, I) to (R, O) and add `residual` (R, O)."""
         return residual + self(x)
+
+
+class IntegerLinear:
+    """Weights in 8 bits with a factor for each output, multiplied as integers.
+
+    An input goes as two integers of 7 bits, a coarse one and what it leaves, in units that belong
+    to its row. Sums of so many bits do not overflow anywhere.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        weight = weight.detach().float()
+        scales = (weight.abs().amax(dim=1) / 127).clamp_min(1e-12).double()
+        zeros = torch.zeros(len(weight), dtype=torch.long)
+        with _engine("fbgemm"):
+            whole = torch.quantize_per_channel(weight, scales, zeros, axis=0, dtype=torch.qint8)
+            self._packed = torch.ops.quantized.linear_prepack(whole, None)
+        self._bias = bias
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Map (R, I) to (R, O)."""
+        units = x.abs().amax(dim=1, keepdim=True).clamp_min_(1e-12).div_(COARSE_LEVELS)
+        scaled = x / units
+        coarse = scaled.round()
+        fine = scaled.sub_(coarse).mul_(2 * COARSE_LEVELS)
+        both = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
+            torch.cat((coarse, fine)), 1.0, COARSE_LEVELS + 1, self._packed
+        )
+        coarse, fine = both.chunk(2)
+        out = torch.add(coarse, fine, alpha=0.5 / COARSE_LEVELS).mul_(units)
+        return out if self._bias is None else out.add_(self._bias)
+
+    def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
+        """Map (R, I) to (R, O) and add `residual` (R, O)."""
+        return residual + self(x)
+
+
+@contextmanager
+def _engine(name: str) -> Iterator[None]:
+    """Pack with this engine inside."""
+    before = torch.backends.quantized.engine
+    torch.backends.quantized.engine = name
+    try:
+        yield
+    finally:
+        torch.backends.quantized.engine = before

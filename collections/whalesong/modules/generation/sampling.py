@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 _BLOCK_FRAMES = 128
+_REDRAW = 0x5EC0_4D0D_4A57
+"""Keeps the seeds of second draws apart from those of candidates."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +22,10 @@ class SamplingSettings:
         top_p: keep the fewest most probable ids whose probabilities reach this sum; 0 keeps all.
             Where other code lets `top_p` replace `top_k`, set `top_k` to 0 for the same draw.
         min_p: keep ids that are at least this fraction as probable as the most probable one.
+        repetition_window: look at this many ids that were generated last in the same row and
+            codebook, or at as many as there are: an id that is drawn too often is drawn again, from
+            the whole distribution at temperature 1; 0 does not look.
+        repetition_threshold: the share of them above which an id is drawn again.
 
     Raises:
         ValueError: a value out of its range.
@@ -29,21 +35,26 @@ class SamplingSettings:
     top_k: int = 250
     top_p: float = 0.0
     min_p: float = 0.0
+    repetition_window: int = 0
+    repetition_threshold: float = 0.1
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < math.inf:
             raise ValueError(
                 f"`temperature` must be finite and at least 0, but is {self.temperature}."
             )
-        if not isinstance(self.top_k, int) or self.top_k < 0:
-            raise ValueError(f"`top_k` must be an integer of at least 0, but is {self.top_k}.")
-        for name, value in {"top_p": self.top_p, "min_p": self.min_p}.items():
+        for name in ("top_k", "repetition_window"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 0:
+                raise ValueError(f"`{name}` must be an integer of at least 0, but is {value}.")
+        for name in ("top_p", "min_p", "repetition_threshold"):
+            value = getattr(self, name)
             if not 0 <= value <= 1:
                 raise ValueError(f"`{name}` must be between 0 and 1, but is {value}.")
 
     @property
     def greedy(self) -> bool:
-        """Whether the noise has no influence."""
+        """Whether the noise of the first draw has no influence."""
         return self.temperature == 0 or self.top_k == 1
 
 
@@ -55,7 +66,7 @@ def sample(logits: Tensor, settings: SamplingSettings, noise: Tensor) -> Tensor:
 
     Args:
         logits: (B, K, V); log-probabilities serve as well.
-        settings: temperature and filters.
+        settings: temperature and filters; the rule about repetition is `RepetitionRule`'s.
         noise: uniform in [0, 1), (B, K).
     """
     if settings.greedy:
@@ -126,6 +137,13 @@ def candidate_seeds(seeds: Sequence[int], num_candidates: int) -> list[int]:
         others = torch.randint(2**62, (num_candidates - 1,), generator=_seeded(int(seed)))
         result += [int(seed), *others.tolist()]
     return result
+
+
+def redraw_seeds(seeds: Sequence[int]) -> list[int]:
+    """Seeds of the noise of second draws (B,), which has nothing to do with that of the first."""
+    return [
+        int(torch.randint(2**62, (1,), generator=_seeded(int(seed) ^ _REDRAW))) for seed in seeds
+    ]
 
 
 def _seeded(seed: int) -> torch.Generator:

@@ -15,11 +15,17 @@ from whalesong.modules.transformer import Transformer
 
 
 class Rotation(NamedTuple):
-    """`x * cos + x[..., partner] * sin` over the whole width of a head."""
+    """`x * cos + partners * sin`, where halves of the first features of a head are partners."""
 
     cos: Tensor
     sin: Tensor
-    partner: Tensor
+
+    def apply_(self, heads: Tensor) -> None:
+        """Rotate queries and keys (..., dh) in place; features behind the rotary ones stay."""
+        width = self.cos.shape[-1]
+        rotary = heads[..., :width]
+        partners = rotary.roll(width // 2, -1)
+        rotary.mul_(self.cos).addcmul_(partners, self.sin)
 
 
 class Steps(ABC):
@@ -47,17 +53,17 @@ class Steps(ABC):
         self.cache = cache
         self.recalls = recalls
         self.modulations = [_split(changes) for changes in cache.modulations]
-        index = torch.arange(cache.max_len, device=cache.buffer.device)
-        self._hidden_until = cache.padding
+        self._index = torch.arange(cache.max_len, device=cache.buffer.device)
         self._visible = None
-        if cache.padding is not None:
-            self._visible = (index >= cache.padding[:, None])[:, None, None]
-        self._index = index
+        if cache.padding is not None and bool(cache.padding.any()):
+            self._visible = (self._index >= cache.padding[:, None])[:, None, None]
+        self._offset, num_positions = _count(cache)
+        positions = torch.arange(num_positions, device=cache.buffer.device)
         self._position_table = self._rotation_tables = None
         if transformer.positions is not None:
-            self._position_table = transformer.positions(index).to(cache.buffer.dtype)
+            self._position_table = transformer.positions(positions).to(cache.buffer.dtype)
         if transformer.rotary_dim:
-            self._rotation_tables = _rotation_tables(index, transformer, cache.buffer.dtype)
+            self._rotation_tables = _rotation_tables(positions, transformer, cache.buffer.dtype)
 
     def advance(self) -> None:
         """Go to the next position; the first call goes to the first free one.
@@ -71,8 +77,7 @@ class Steps(ABC):
         if self._position_table is not None:
             self.positions = self._entry(self._position_table)
         if self._rotation_tables is not None:
-            cos, sin, partner = self._rotation_tables
-            self.rotation = Rotation(self._entry(cos), self._entry(sin), partner)
+            self.rotation = Rotation(*map(self._entry, self._rotation_tables))
 
     @abstractmethod
     def append(self, layer: int, pair: Tensor) -> Pair:
@@ -84,7 +89,7 @@ class Steps(ABC):
 
     @abstractmethod
     def _entry(self, table: Tensor) -> Tensor:
-        """Entries of a table (max_len, ...) for the position of each row, (R or 1, ...)."""
+        """Entries of a table over positions for that of each row, (R or 1, ...)."""
 
 
 class SlicedSteps(Steps):
@@ -92,21 +97,20 @@ class SlicedSteps(Steps):
 
     def append(self, layer: int, pair: Tensor) -> Pair:
         """Write keys and values (R, 2, H, dh); give those up to this position."""
-        self._new[layer].copy_(pair.transpose(0, 1))
-        return self._seen[layer].unbind(0)
+        self._new[layer].copy_(pair)
+        return self._seen[2 * layer], self._seen[2 * layer + 1]
 
     def _move(self) -> None:
-        position = self.cache.length
-        self._new = self.cache.buffer[:, :, :, :, position].unbind(0)
-        self._seen = self.cache.buffer[:, :, :, :, : position + 1].unbind(0)
+        position, buffer = self.cache.length, self.cache.buffer
+        # One call for the views of all layers.
+        self._new = buffer[:, :, :, :, position].transpose(1, 2).unbind(0)
+        self._seen = buffer[:, :, :, :, : position + 1].flatten(0, 1).unbind(0)
         if self._visible is not None:
             self.mask = self._visible[..., : position + 1]
 
     def _entry(self, table: Tensor) -> Tensor:
-        position = self.cache.length - 1
-        if self._hidden_until is None:
-            return table[position : position + 1]
-        return table[position - self._hidden_until]
+        position = self.cache.length - 1 - self._offset
+        return table[position : position + 1] if isinstance(position, int) else table[position]
 
 
 class StaticSteps(Steps):
@@ -142,8 +146,16 @@ class StaticSteps(Steps):
             self.mask = self.mask & self._visible
 
     def _entry(self, table: Tensor) -> Tensor:
-        position = self.position
-        return table[position if self._hidden_until is None else position - self._hidden_until]
+        return table[self.position - self._offset]
+
+
+def _count(cache: KVCache) -> tuple[int | Tensor, int]:
+    """What slots are ahead of positions by, a number where rows agree; and how many positions
+    there are."""
+    if cache.offsets is None:
+        return 0, cache.max_len
+    least, most = int(cache.offsets.min()), int(cache.offsets.max())
+    return least if least == most else cache.offsets, cache.max_len - least
 
 
 def _split(changes: Tensor | None) -> tuple[Tensor, ...] | None:
@@ -155,12 +167,8 @@ def _split(changes: Tensor | None) -> tuple[Tensor, ...] | None:
 
 
 def _rotation_tables(index: Tensor, transformer: Transformer, dtype: torch.dtype) -> Rotation:
-    """Tables (max_len, 1, 1, dh) for all positions; what is not rotated has cosine 1."""
-    width, rest = transformer.rotary_dim, transformer.head_dim - transformer.rotary_dim
-    cos, sin = rotation_at(index, width, base=transformer.rotary_base)
+    """Tables (n, 1, 1, rotary width) for n positions."""
+    cos, sin = rotation_at(index, transformer.rotary_dim, base=transformer.rotary_base)
     first, second = sin[0].chunk(2, dim=-1)
-    cos = torch.nn.functional.pad(cos[0], (0, rest), value=1.0)
-    sin = torch.nn.functional.pad(torch.cat((-first, second), dim=-1), (0, rest))
-    features = torch.arange(transformer.head_dim, device=index.device)
-    partner = torch.cat((features[:width].roll(width // 2), features[width:]))
-    return Rotation(cos[:, None, None].to(dtype), sin[:, None, None].to(dtype), partner)
+    sin = torch.cat((-first, second), dim=-1)
+    return Rotation(cos[0][:, None, None].to(dtype), sin[:, None, None].to(dtype))

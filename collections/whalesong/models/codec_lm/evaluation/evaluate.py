@@ -49,8 +49,8 @@ from whalesong.models.codec_lm.evaluation.sets import (
 from whalesong.models.codec_lm.generation import AudioGenerator, GeneratedAudio
 from whalesong.models.codec_lm.request import make_request
 from whalesong.models.codec_lm.rerank import rerank
-from whalesong.models.codec_lm.tokenize import describe_codec
-from whalesong.models.codec_lm.use import write_wav
+from whalesong.sound.codec_info import describe_codec
+from whalesong.sound.wav import write_wav
 
 NUM_SAMPLES = 5
 """Clips that are written as wav files."""

@@ -10,17 +10,17 @@ from typing import Any
 import numpy as np
 import torch
 from lhotse.cut import Cut, MixedCut
-from lhotse.utils import fastcopy
 from torch import Tensor
 from tqdm import tqdm
 
 from whalesong.core.errors import DataError
-from whalesong.data.codes import FIELD
+from whalesong.data.clips import as_cut
+from whalesong.data.codes import without_codes
 from whalesong.data.conversation import Conversation, origin
 from whalesong.data.datamodule import build_loader
 from whalesong.data.loader import BatchLoader
 from whalesong.metrics.embeddings import Embedder, embedding_rows
-from whalesong.models.codec_lm.collator import CodecLMCollator, as_cut
+from whalesong.models.codec_lm.collator import CodecLMCollator
 from whalesong.models.codec_lm.wrapper import AudioLanguageModelWrapper
 
 LEAST_CLIPS = 3
@@ -74,12 +74,11 @@ class ClipReader:
 
     def load(self, example: Cut | Conversation) -> RealClip:
         """Read one clip; the errors are those of `CodecLMCollator.load`."""
-        cut = as_cut(example)
+        cut = as_cut(example, CodecLMCollator.family)
         clip = self._whole.load(cut)
         audio = clip.audio
         if audio is None and _has_recording(cut):
-            custom = {key: value for key, value in cut.custom.items() if key != FIELD}
-            audio = self._audio.load(fastcopy(cut, custom=custom)).audio
+            audio = self._audio.load(without_codes(cut)).audio
         seconds = self.seconds or self._whole.measure_tokens(cut) / self.codec.frame_rate
         return RealClip(clip.id, clip.values, seconds, audio)
 

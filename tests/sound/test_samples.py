@@ -1,6 +1,7 @@
 """Samples in the logs: read back from the event file, and given to W&B as it wants them."""
 
 import io
+import logging
 import math
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from matplotlib.image import imread
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from whalesong.models.codec_lm.samples import log_samples, spectrogram_image
+from whalesong.sound.samples import log_samples, spectrogram_image
 
 RATE = 16000
 
@@ -82,6 +83,7 @@ def test_silence_and_short_audio_can_be_drawn(audio: torch.Tensor) -> None:
 def test_broken_samples_cost_a_warning_only(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.WARNING)
     logger = TensorBoardLogger(tmp_path, name="", version="")
     log_samples([logger], "samples/0", torch.full((1, 100), float("nan")), RATE, step=1)
     assert "sample 'samples/0' holds NaN" in caplog.text

@@ -8,7 +8,6 @@ from random import Random
 
 import soundfile
 import torch
-from lhotse import Recording
 from lhotse.cut import Cut
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -24,6 +23,7 @@ from whalesong.modules.codec.files import OwnCodec
 from whalesong.modules.codec.mel_rvq import MelRVQSizes, fit_mel_rvq
 from whalesong.modules.codec.spectrum import LogMel
 from whalesong.modules.codec.training import CodecRecipe, train_convnext_codec
+from whalesong.sound.wav import file_cut
 
 FRAME_RATE = 50
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
@@ -179,15 +179,7 @@ def _cuts(folder: Path) -> Iterator[Cut]:
         return
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() in AUDIO_SUFFIXES:
-            yield _file_cut(path)
-
-
-def _file_cut(path: Path) -> Cut:
-    try:
-        return Recording.from_file(path).to_cut()
-    except Exception as error:
-        # Decoders raise whatever they like.
-        raise DataError(f"{path}: cannot be read as audio.") from error
+            yield file_cut(path)
 
 
 def _mean(values: Sequence[Tensor | float | None]) -> float:

@@ -22,15 +22,16 @@ from tqdm.auto import tqdm
 
 from whalesong.core.atomic import atomic_path
 from whalesong.core.errors import ConfigError, DataError
-from whalesong.core.fingerprint import fingerprint
 from whalesong.data.channels import load_channels
-from whalesong.data.codes import FIELD, CodecInfo, read_codec_info, write_codes
+from whalesong.data.codes import FIELD, CodecInfo, read_codec_info
+from whalesong.data.codes_writer import write_codes
 from whalesong.data.faults import Faults, cause
 from whalesong.data.manifests import count_lines
 from whalesong.data.shar_source import SHARD_FILE, read_shard
 from whalesong.modules.codec import files as codec_files
 from whalesong.modules.codec.build import build_codec
 from whalesong.modules.codec.codec import Codec
+from whalesong.sound.codec_info import describe_codec
 
 BATCH_SIZE = 8
 """Recordings that are tokenized at once."""
@@ -56,19 +57,6 @@ class ShardFiles:
     cuts: str
     fields: dict[str, str]
     target: Path
-
-
-def describe_codec(codec: Codec) -> CodecInfo:
-    """What codes of a codec depend on."""
-    return CodecInfo(
-        name=type(codec).__name__,
-        fingerprint=fingerprint(codec.state_dict()),
-        sample_rate=codec.sample_rate,
-        num_channels=codec.num_channels,
-        num_codebooks=codec.num_codebooks,
-        codebook_size=codec.codebook_size,
-        downsampling_ratio=codec.downsampling_ratio,
-    )
 
 
 def tokenize_shar(

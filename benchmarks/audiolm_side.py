@@ -1,0 +1,171 @@
+"""One case of the AudioLM benchmark, in a process of its own.
+
+`audiolm_side.py CASE`: CASE is JSON, and so is what was measured, the last line printed.
+"""
+
+import json
+import sys
+import warnings
+from typing import Any
+
+import torch
+from measure import Timings, reset_peak, resident_bytes
+from torch import Tensor
+from torch.nn import functional
+
+from whalesong.models.audiolm.arrangement import Arrangement
+from whalesong.models.audiolm.generation import CodesGenerator, CodesRequest, GeneratedCodes
+from whalesong.models.audiolm.model import AudioLM
+from whalesong.modules.generation.sampling import SamplingSettings
+
+QUANTIZERS, CODEBOOK_SIZE = 4, 2048
+PROMPT_FRAMES, TARGET_FRAMES = 150, 225
+WARM_UP, STEPS = 1, 5
+
+Case = dict[str, Any]
+
+
+def build_model(case: Case) -> AudioLM:
+    """A random model; both halves are of the same size."""
+    width = case["d_model"]
+    return AudioLM(
+        width,
+        max(width // 64, 2),
+        case["num_layers"],
+        QUANTIZERS,
+        codebook_size=CODEBOOK_SIZE,
+    )
+
+
+def random_codes(case: Case, frames: int) -> Tensor:
+    """Codes (B, K, frames)."""
+    return torch.randint(CODEBOOK_SIZE, (case["rows"], QUANTIZERS, frames))
+
+
+def request_of(prompt: Tensor, frames: int) -> CodesRequest:
+    """New frames behind a prompt (B, K, f)."""
+    lens = torch.full((len(prompt),), prompt.shape[2])
+    return CodesRequest.onward(
+        prompt,
+        lens,
+        max_frames=torch.full_like(lens, frames),
+        seeds=range(len(prompt)),
+        variants=[(None, 1.0)],
+    )
+
+
+def generate(generator: CodesGenerator, request: CodesRequest) -> tuple[GeneratedCodes, float]:
+    """What is generated, and the CPU seconds."""
+    timings = Timings()
+    timings.start()
+    made = generator.generate(request)
+    timings.stop()
+    return made, timings.cpu[0]
+
+
+def refine(generator: CodesGenerator, request: CodesRequest, made: GeneratedCodes) -> float:
+    """CPU seconds of the second half alone."""
+    timings = Timings()
+    timings.start()
+    list(generator.refine(request, made.codes[:, :1]))
+    timings.stop()
+    return timings.cpu[0]
+
+
+def time_generation(case: Case) -> dict[str, Any]:
+    """Seconds of generations of several lengths, and of the second half in each."""
+    model, prompt = build_model(case).eval(), random_codes(case, PROMPT_FRAMES)
+    generator = CodesGenerator(
+        model,
+        sampling=SamplingSettings(),
+        stop_on_eos=False,
+        weight_dtype=case["weight_dtype"],
+    )
+    generate(generator, request_of(prompt, max(case["frames"])))  # packs the weights
+    cpu, second_half = [], []
+    for frames in case["frames"]:
+        request = request_of(prompt, frames)
+        made, seconds = generate(generator, request)
+        cpu.append(seconds)
+        second_half.append(refine(generator, request, made))
+    return {"cpu": cpu, "second_half": second_half}
+
+
+def time_without_cache(case: Case) -> dict[str, Any]:
+    """Seconds of a greedy generation, and of the same one without any cache.
+
+    Raises:
+        RuntimeError: they do not give the same codes.
+    """
+    model, prompt = build_model(case).eval(), random_codes(case, PROMPT_FRAMES)
+    generator = CodesGenerator(model, sampling=SamplingSettings(temperature=0.0), stop_on_eos=False)
+    (frames,) = case["frames"]
+    request = request_of(prompt, frames)
+    generate(generator, request)
+    made, seconds = generate(generator, request)
+    timings = Timings()
+    timings.start()
+    codes = decode_without_cache(model, prompt, frames)
+    timings.stop()
+    if not torch.equal(codes, made.codes[:, 0]):
+        raise RuntimeError("greedy codes must be the same with and without a cache, but are not.")
+    second_half = refine(generator, request, made)
+    return {"cpu": [seconds], "without_cache": [timings.cpu[0] + second_half]}
+
+
+@torch.no_grad()
+def decode_without_cache(model: AudioLM, prompt: Tensor, frames: int) -> Tensor:
+    """Greedy codes (B, n) of the first quantizer, everything computed anew for each frame."""
+    codes, begins = prompt, torch.full((len(prompt),), prompt.shape[2])
+    for _ in range(frames):
+        codes = functional.pad(codes, (0, 1))
+        ends = torch.full_like(begins, codes.shape[2])
+        is_last = torch.arange(codes.shape[2]) == codes.shape[2] - 1
+        never = torch.zeros_like(begins, dtype=torch.bool)
+        arrangement = Arrangement(codes, ends, begins, ends, is_last.expand(len(codes), -1), never)
+        logits = model.ar.score(arrangement).logits[:, :CODEBOOK_SIZE]
+        codes[:, 0, -1] = logits.argmax(1)
+    return codes[:, 0, prompt.shape[2] :]
+
+
+def time_training(case: Case) -> dict[str, Any]:
+    """Losses and seconds of steps of AdamW: the first half, and one stage of the second."""
+    model = build_model(case).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    codes = random_codes(case, PROMPT_FRAMES + TARGET_FRAMES).transpose(1, 2)
+    prompt, target = codes.split((PROMPT_FRAMES, TARGET_FRAMES), dim=1)
+    lens = [torch.full((len(codes),), part.shape[1]) for part in (prompt, target)]
+    losses, timings = [], Timings()
+    for step in range(WARM_UP + STEPS):
+        timings.start()
+        stage = 1 + step % (QUANTIZERS - 1)
+        output = model(prompt, lens[0], target, lens[1], nar_stage=stage)
+        halves = [output.ar, *output.nar]
+        loss = sum(functional.cross_entropy(half.logits, half.labels) for half in halves) / 2
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        timings.stop()
+        losses.append(float(loss.detach()))
+    return {"losses": losses, "cpu": [timings.medians(skip=WARM_UP)["cpu"]]}
+
+
+WORK = {
+    "generate": time_generation,
+    "without cache": time_without_cache,
+    "train": time_training,
+}
+
+
+def main(case: Case) -> None:
+    """Do the work of a case and print what was measured."""
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    reset_peak()
+    result = WORK[case["work"]](case)
+    print(json.dumps({**result, "peak": resident_bytes("VmHWM")}))
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))

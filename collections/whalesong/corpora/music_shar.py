@@ -1,0 +1,71 @@
+"""Synthesized music as cuts in memory, and the shar folders they are written to."""
+
+import io
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from lhotse import MonoCut, Recording, SupervisionSegment
+from lhotse.shar import SharWriter
+from tqdm.auto import tqdm
+
+
+@dataclass(frozen=True)
+class SplitSummary:
+    """What was written for one split."""
+
+    num_cuts: int
+    duration_s: float
+    instruments: dict[str, int]
+    """Loops of each."""
+
+
+def as_cut(
+    cut_id: str, audio: np.ndarray, sample_rate: int, *, text: str, attributes: dict[str, object]
+) -> MonoCut:
+    """Samples (N,) as a cut that keeps them in 16 bits.
+
+    Args:
+        cut_id: of the cut, its recording and its supervision.
+        audio: from -1 to 1.
+        sample_rate: in Hz.
+        text: of the supervision, in English.
+        attributes: custom attributes; write_split needs `instrument` among them.
+    """
+    buffer = io.BytesIO()
+    soundfile.write(buffer, audio, sample_rate, format="WAV", subtype="PCM_16")
+    recording = Recording.from_bytes(buffer.getvalue(), recording_id=cut_id)
+    supervision = SupervisionSegment(
+        id=cut_id,
+        recording_id=cut_id,
+        start=0.0,
+        duration=recording.duration,
+        text=text,
+        language="en",
+    )
+    return MonoCut(
+        id=cut_id,
+        start=0.0,
+        duration=recording.duration,
+        channel=0,
+        recording=recording,
+        supervisions=[supervision],
+        custom=attributes,
+    )
+
+
+def write_split(
+    folder: Path, cuts: Iterator[MonoCut], *, count: int, shard_size: int
+) -> SplitSummary:
+    """Write `count` cuts of `as_cut` as shar with `cuts` and flac `recording`."""
+    folder.mkdir()
+    duration_s, instruments = 0.0, Counter()
+    with SharWriter(str(folder), fields={"recording": "flac"}, shard_size=shard_size) as writer:
+        for cut in tqdm(cuts, total=count, desc=f"Playing {folder.name}", unit="loop"):
+            writer.write(cut)
+            duration_s += cut.duration
+            instruments[cut.custom["instrument"]] += 1
+    return SplitSummary(count, duration_s, dict(instruments))

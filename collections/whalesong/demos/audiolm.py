@@ -1,0 +1,146 @@
+"""The AudioLM demo: looped melodies -> codec -> codes -> AudioLM -> continuations, report."""
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from whalesong.demos.processes import run_module
+from whalesong.demos.stages import DemoFolder, Stage, peak_memory_gib, run_stages
+
+SAMPLE_RATE = 16000
+CODEC_SECONDS = 3000.0
+"""Audio that the codec is fitted to."""
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class AudioLMDemo(DemoFolder):
+    """Sizes of the demo.
+
+    Attributes:
+        num_train: training melodies.
+        num_validation: validation melodies, of motifs that training never hears.
+        num_test: test melodies, of still other motifs.
+        overrides: of `conf/experiment/audiolm_demo.yaml`.
+    """
+
+    name = "audiolm"
+
+    num_train: int = 600
+    num_validation: int = 32
+    num_test: int = 64
+    overrides: Sequence[str] = ()
+
+    @classmethod
+    def short(cls, folder: Path) -> "AudioLMDemo":
+        """A few steps of everything: the loss falls, but nothing of a melody is learned."""
+        steps = (
+            "trainer.max_steps=16",
+            "trainer.val_check_interval=8",
+            "trainer.log_every_n_steps=2",
+            "model.lr_scheduler.warmup_steps=4",
+            "data.train_ds.batch_size=4",
+            "model.window_seconds=2",
+        )
+        return cls(folder, num_train=24, num_validation=4, num_test=8, overrides=steps)
+
+    def run(self) -> None:
+        """Run what is not there yet and print the outcome."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        run_stages(
+            [
+                Stage("Play a corpus of looped melodies", self.corpus, self.write_corpus),
+                Stage("Fit a codec", self.codec, self.fit_codec),
+                Stage("Turn the melodies into codes", self.tokenized, self.tokenize),
+                Stage("Train AudioLM on the codes", self.archive, self.train),
+                Stage("Continue unseen melodies offline", self.summary, self.continue_melodies),
+                Stage("Write the report", self.report, self.write_report),
+            ]
+        )
+        print(self.summary.read_text(), end="")
+        print(f"Peak memory of the largest process: {peak_memory_gib():.1f} GiB")
+        print(f"Report: {self.report}\nModel:  {self.archive}")
+        print(
+            "Next:   python examples/audiolm/generate.py "
+            f"predict.ckpt_path={self.archive} "
+            f"'predict.begin=[{self.folder}/examples/01_prompt.wav]' "
+            "predict.generation.max_seconds=6"
+        )
+
+    @property
+    def codec(self) -> Path:
+        """The codec."""
+        return self.folder / "codec.safetensors"
+
+    @property
+    def tokenized(self) -> Path:
+        """Exists when all of the corpus has codes."""
+        return self.folder / "tokenized"
+
+    def write_corpus(self) -> None:
+        """lhotse shar of train, validation and test, each with motifs of its own."""
+        from whalesong.corpora.melodies import write_melodies
+
+        write_melodies(
+            self.corpus,
+            num_train=self.num_train,
+            num_validation=self.num_validation,
+            num_test=self.num_test,
+            sample_rate=SAMPLE_RATE,
+        )
+
+    def fit_codec(self) -> None:
+        """Residual k-means on log-mel frames: 4 codebooks of 128, 50 frames a second."""
+        from whalesong.modules.codec.files import save_codec
+        from whalesong.modules.codec.training import CodecRecipe
+        from whalesong.sound.make_codec import make_codec, read_recordings
+
+        audio = read_recordings(
+            self.corpus / "train", sample_rate=SAMPLE_RATE, max_seconds=CODEC_SECONDS
+        )
+        sizes = {"num_codebooks": 4, "codebook_size": 128}
+        recipe = CodecRecipe(seed=0)
+        save_codec(
+            make_codec("mel_rvq", audio, sample_rate=SAMPLE_RATE, recipe=recipe, **sizes),
+            self.codec,
+        )
+
+    def tokenize(self) -> None:
+        """Codes beside the recordings of every split."""
+        from whalesong.sound.tokenize import read_pretransform, tokenize_shar
+
+        section = read_pretransform(self.codec)
+        for split in SPLITS:
+            tokenize_shar(self.corpus / split, section)
+        self.tokenized.touch()
+
+    def train(self) -> None:
+        """Training from YAML, as any user would start it."""
+        run_module(
+            "whalesong.cli",
+            "job_type=train",
+            "job_name=audiolm_demo",
+            "experiment=audiolm_demo",
+            f"model.pretransform.config.model_path={self.codec}",
+            f"exp_manager.explicit_log_dir={self.logs}",
+            f"data.train_ds.shar_path={self.corpus}/train",
+            f"data.validation_ds.datasets.val.shar_path={self.corpus}/validation",
+            *self.overrides,
+        )
+
+    def continue_melodies(self) -> None:
+        """A new process elsewhere, with the network off, gets only archive and corpus."""
+        with tempfile.TemporaryDirectory() as elsewhere:
+            run_module(
+                "whalesong.demos.audiolm_continue",
+                self.archive.absolute(),
+                self.folder.absolute(),
+                cwd=Path(elsewhere),
+            )
+
+    def write_report(self) -> None:
+        """Curves, values, and what was played beside what follows."""
+        from whalesong.demos.audiolm_report import write_report
+
+        write_report(self.folder, logs=self.logs)
