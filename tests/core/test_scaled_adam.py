@@ -165,7 +165,7 @@ def test_gradients_far_above_the_median_are_clipped() -> None:
         clipping.step()
         plain.step()
         torch.testing.assert_close(clipped, free)
-    assert clipping.param_groups[0]["gradient_norms"] == pytest.approx(norms[-5:])
+    assert clipping.param_groups[0]["gradient_norms"] == pytest.approx(tuple(norms[-5:]))
 
 
 def test_a_norm_that_is_not_finite_is_no_measure() -> None:
@@ -174,7 +174,7 @@ def test_a_norm_that_is_not_finite_is_no_measure() -> None:
     for value in (float("nan"), float("inf"), 0.0):
         params[0].grad = torch.full((4, 4), value)
         optimizer.step()
-    assert optimizer.param_groups[0]["gradient_norms"] == []
+    assert optimizer.param_groups[0]["gradient_norms"] == ()
 
 
 def test_goes_on_from_its_state_bit_for_bit() -> None:
@@ -209,9 +209,29 @@ def test_groups_have_rates_of_their_own() -> None:
     slow, fast = parameters((6, 6), (6, 6))
     groups = [{"params": [slow], "lr": 0.001, "weight_decay": 0.0}, {"params": [fast]}]
     before = [p.detach().clone() for p in (slow, fast)]
-    train([slow, fast], ScaledAdam(groups, lr=0.1), range(3))
+    optimizer = ScaledAdam(groups, lr=0.1, clipping_scale=2.0)
+    train([slow, fast], optimizer, range(3))
     moved = [size(p - old) for p, old in zip((slow, fast), before, strict=True)]
     assert moved[1] > 50 * moved[0]
+    late = parameters((2, 2))
+    optimizer.add_param_group({"params": late})
+    train(late, optimizer, range(2))
+    assert [len(group["gradient_norms"]) for group in optimizer.param_groups] == [5, 5, 2]
+
+
+def test_short_floats_are_trained_and_resumed() -> None:
+    (parameter,) = parameters((16, 16))
+    parameter.data = parameter.data.bfloat16()
+    optimizer = ScaledAdam([parameter], clipping_scale=2.0)
+    for step in range(9):
+        parameter.grad = torch.ones_like(parameter)
+        if step == 5:
+            optimizer.load_state_dict(optimizer.state_dict())
+        optimizer.step()
+    assert parameter.isfinite().all()
+    assert {v.dtype for v in optimizer.state[parameter].values() if isinstance(v, Tensor)} == {
+        torch.bfloat16
+    }
 
 
 def test_a_regression_falls_at_the_usual_rate() -> None:
@@ -227,7 +247,7 @@ def test_a_regression_falls_at_the_usual_rate() -> None:
         loss.backward()
         return loss
 
-    losses = [float(optimizer.step(closure)) for _ in range(150)]
+    losses = [optimizer.step(closure).item() for _ in range(150)]
     assert losses[-1] < 0.25 * losses[0]
 
 

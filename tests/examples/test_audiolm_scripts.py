@@ -287,6 +287,8 @@ def test_validate_reads_every_manifest(
     code, found = check(*sets(music_shar, broken))
     assert code == 1
     assert audio.name in found["manifests"] and list(found) == ["model", "manifests"]
+    code, found = check(*sets(music_shar, broken), "data.on_bad_cut=skip")
+    assert code == 0 and "entries left out" in found["manifests"]
 
 
 def test_losses_and_gradients_that_are_off_are_found(tiny: list[str], music_shar: Path) -> None:
@@ -303,7 +305,7 @@ def test_losses_and_gradients_that_are_off_are_found(tiny: list[str], music_shar
         table.mul_(30)
     found = {finding.check: finding for finding in check_model(model, data)}
     assert [name for name, finding in found.items() if finding.is_wrong] == ["first loss"]
-    assert "guess: 3.47" in found["first loss"].found
+    assert "a guess: 3.47" in found["first loss"].found
     with torch.no_grad():
         table.fill_(torch.nan)
     *_, last = check_model(model, data)

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from whalesong.models.audiolm.ar_steps import PromptedNetwork
 from whalesong.models.audiolm.arrangement import Arrangement, whole_spans
-from whalesong.models.audiolm.generation import CodesGenerator, CodesRequest
+from whalesong.models.audiolm.generation import CodesGenerator
 from whalesong.models.audiolm.model import AudioLM
+from whalesong.models.audiolm.request import CodesRequest
 from whalesong.modules.generation.guided import GuidedStepModel, PackedWeights
 from whalesong.modules.generation.sampling import SamplingSettings
 from whalesong.modules.lora import add_lora
@@ -42,7 +43,9 @@ def prompts(seed: int = 1) -> tuple[Tensor, Tensor]:
     return torch.randint(9, (3, 11, K), generator=generator), torch.tensor([11, 4, 0])
 
 
-def stepwise(lm: AudioLM, arrangement: Arrangement, *, first: int, variants: Sequence = ()) -> Any:
+def stepwise(
+    lm: AudioLM, arrangement: Arrangement, *, first: int = 1, variants: Sequence = ()
+) -> Tensor:
     """Logits of all steps of the target, (B, C, P - 1, V + 1)."""
     conditions, weights = zip(*(variants or [(None, 1.0)]), strict=True)
     tokens = lm.ar.target(arrangement).tokens
@@ -54,7 +57,7 @@ def stepwise(lm: AudioLM, arrangement: Arrangement, *, first: int, variants: Seq
     model = GuidedStepModel(network, weights=weights, packed=packed)
     first_logits = model.prefill(tokens[:, :, :first])
     others = [model.step(tokens[:, :, step]) for step in range(first, num_steps - 1)]
-    return torch.stack([first_logits, *others], dim=2), first
+    return torch.stack([first_logits, *others], dim=2)
 
 
 # -- cached is uncached -------------------------------------------------------------------------
@@ -72,7 +75,7 @@ def test_steps_with_a_cache_give_the_logits_of_the_whole(shape: dict, first: int
     arrangement = Arrangement(codes, plain.lens, plain.begins, plain.ends, plain.scored_mask, ends)
     with torch.no_grad():
         score = lm.ar.score(arrangement)
-        logits, first = stepwise(lm, arrangement, first=first)
+        logits = stepwise(lm, arrangement, first=first)
     target = lm.ar.target(arrangement)
     parts = []
     for column, labels in enumerate(target.labels.unbind(1)):
@@ -190,12 +193,7 @@ def test_rows_end_by_themselves() -> None:
     y, y_lens = lm.inference(x, lens, 60, seeds=0, return_lens=True)
     assert len(set(y_lens.tolist())) == 3
     assert y.shape[1] == int(y_lens.max()) < 60
-
-
-def test_a_model_without_an_end_never_ends() -> None:
-    lm = build(predict_eos=False)
-    x, lens = prompts()
-    assert lm.inference(x, lens, 30, seeds=0).shape == (3, 30, K)
+    assert build(predict_eos=False).inference(x, lens, 60, seeds=0).shape == (3, 60, K)
 
 
 def test_the_prompt_may_be_given_back() -> None:
@@ -240,11 +238,8 @@ def test_guided_logits_are_the_weighted_sum_over_the_variants() -> None:
     arrangement = whole_spans(codes, torch.tensor([12, 8]), torch.tensor([5, 1]))
     condition, nothing = torch.randn(2, 5), torch.zeros(2, 5)
     with torch.no_grad():
-        ours, _ = stepwise(lm, arrangement, first=1, variants=[(nothing, -2.0), (condition, 3.0)])
-        parts = [
-            stepwise(lm, arrangement, first=1, variants=[(part, 1.0)])[0]
-            for part in (nothing, condition)
-        ]
+        ours = stepwise(lm, arrangement, variants=[(nothing, -2.0), (condition, 3.0)])
+        parts = [stepwise(lm, arrangement, variants=[(part, 1.0)]) for part in (nothing, condition)]
     expected = parts[0] * -2 + parts[1] * 3
     valid = expected.isfinite()
     torch.testing.assert_close(ours[valid], expected[valid], atol=1e-4, rtol=0)
@@ -267,6 +262,17 @@ def request(**changes: Any) -> CodesRequest:
         "exact": True,
     }
     return CodesRequest(**{**values, **changes})
+
+
+def onward(*frames: int) -> CodesRequest:
+    x, lens = prompts()
+    return CodesRequest.onward(
+        x.transpose(1, 2),
+        lens,
+        max_frames=torch.tensor(frames),
+        seeds=[0, 1, 2],
+        variants=[(None, 1.0)],
+    )
 
 
 def generator_of(lm: AudioLM, **changes: Any) -> CodesGenerator:
@@ -303,12 +309,7 @@ def test_a_stream_is_the_whole(shape: dict, chunk: int) -> None:
     lm = build(**shape)
     lm.ar.logit_bias[: lm.ar_group, SIZE] += 2
     generator = generator_of(lm, chunk_frames=chunk, nar_temperature=0.5)
-    wanted = request(
-        right=torch.zeros(3, K, 0, dtype=torch.long),
-        right_lens=torch.zeros(3, dtype=torch.long),
-        max_frames=torch.tensor([20, 8, 17]),
-        exact=False,
-    )
+    wanted = onward(20, 8, 17)
     made = generator.generate(wanted)
     pieces = list(generator.stream(wanted))
     assert all(codes.shape[2] <= chunk for codes, _ in pieces)
@@ -318,13 +319,7 @@ def test_a_stream_is_the_whole(shape: dict, chunk: int) -> None:
 
 
 def test_the_second_half_sees_finished_chunks_with_all_quantizers() -> None:
-    lm = build()
-    whole = request(
-        right=torch.zeros(3, K, 0, dtype=torch.long),
-        right_lens=torch.zeros(3, dtype=torch.long),
-        max_frames=torch.tensor([8, 8, 8]),
-    )
-    wanted = CodesRequest(**{**vars(whole), "exact": False})
+    lm, wanted = build(), onward(8, 8, 8)
     greedy = {"sampling": {"temperature": 0.0}, "stop_on_eos": False}
     made = generator_of(lm, chunk_frames=4, **greedy).generate(wanted)
     for row, length in enumerate(wanted.left_lens.tolist()):
@@ -364,17 +359,9 @@ def test_candidates_that_end_at_once_lose() -> None:
 
 def test_the_mean_log_probability_is_that_of_the_codes() -> None:
     lm = build(ar_quantizers=2)
-    x, lens = prompts()
-    wanted = CodesRequest.onward(
-        x.transpose(1, 2),
-        lens,
-        max_frames=torch.tensor([6, 6, 6]),
-        seeds=[0, 1, 2],
-        variants=[(None, 1.0)],
-    )
-    made = generator_of(lm, stop_on_eos=False).generate(wanted)
+    made = generator_of(lm, stop_on_eos=False).generate(onward(6, 6, 6))
     with torch.no_grad():
-        score = lm(x, lens, made.codes.transpose(1, 2), made.lens).ar
+        score = lm(*prompts(), made.codes.transpose(1, 2), made.lens).ar
     log_probs = score.logits.log_softmax(1).gather(1, score.labels[:, None])
     expected = log_probs.view(2, 3, 6).mean((0, 2))
     torch.testing.assert_close(made.candidate_log_probs[:, 0], expected, atol=1e-5, rtol=0)

@@ -217,7 +217,12 @@ def test_resumed_training_equals_the_uninterrupted_one(
     assert all(torch.equal(tensor, weights(parts)[name]) for name, tensor in whole.items())
 
 
-@pytest.mark.parametrize("name", ["audio-lm", "AudioLM", "AudioLMModel"])
+def test_batches_may_be_limited_in_frames(train: Callable[..., Path]) -> None:
+    limits = ["data.train_ds.batch_size=null", "data.train_ds.batch_tokens=100"]
+    assert weights(train(*limits, steps=2))
+
+
+@pytest.mark.parametrize("name", ["audio-lm", "AudioLM"])
 def test_the_model_is_known_by_its_names(train: Callable[..., Path], name: str) -> None:
     logs = train(f"model.target={name}", steps=1)
     restored = whalesong.load(next((logs / "checkpoints").glob("*.nemo")))

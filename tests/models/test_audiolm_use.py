@@ -232,6 +232,21 @@ def test_a_stream_writes_the_same(
         assert other["seed"] == one["seed"]
 
 
+@pytest.mark.parametrize("stream", [True, False])
+def test_what_ends_at_once_is_empty(
+    model: Any, wavs: list[str], tmp_path: Path, stream: bool
+) -> None:
+    generation = {"stop_on_eos": True, "return_prompt": False, "stream": stream}
+    bias = model.model.lm.ar.logit_bias
+    bias[0, -1] += 100
+    try:
+        rows = answers(model, tmp_path, begin=wavs[:2], generation=generation)
+    finally:
+        bias[0, -1] -= 100
+    assert [len(soundfile.read(row["wav"])[0]) for row in rows] == [0, 0]
+    assert all(stream or row["scores"] == [None] for row in rows)
+
+
 def test_gaps_are_filled(model: Any, wavs: list[str], tmp_path: Path) -> None:
     (row,) = answers(model, tmp_path, begin=wavs[:1], end=wavs[1:2])
     assert (row["begin"], row["end"]) == (wavs[0], wavs[1])
@@ -290,8 +305,6 @@ def test_continuations_are_logged(model: Any, wavs: list[str], tmp_path: Path) -
     model._trainer = SimpleNamespace(loggers=[logger], global_step=7)
     try:
         log_continuations(model, AudioLMSamples(begin=wavs[:2], seed=1))
-        with pytest.raises(DataError, match="does not exist"):
-            log_continuations(model, AudioLMSamples(begin=["nowhere.wav"]))
     finally:
         model._trainer = None
     logger.experiment.flush()
@@ -299,3 +312,9 @@ def test_continuations_are_logged(model: Any, wavs: list[str], tmp_path: Path) -
     tags = [f"continuation_{number}/audio" for number in (1, 2)]
     assert events.Tags()["audio"] == tags
     assert [event.step for event in events.Audio(tags[0])] == [7]
+
+
+def test_samples_that_do_not_exist_are_refused_before_training(build_audiolm: Any) -> None:
+    model = build_audiolm(samples={"begin": ["nowhere.wav"]})
+    with pytest.raises(DataError, match="`model.samples.begin`: the audio file 'nowhere.wav' does"):
+        model.on_fit_start()

@@ -162,6 +162,25 @@ def test_short_weights_are_near(weight_dtype: Any, tolerance: float) -> None:
     close(packed.add_to(residual, x), residual + packed(x))
 
 
+@pytest.mark.parametrize("available", [packed_linear.IntegerLinear.is_available(), False])
+@torch.no_grad()
+def test_large_weights_in_8_bits_keep_rows_apart(
+    available: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packed_linear, "LARGE", 1)
+    monkeypatch.setattr(packed_linear.IntegerLinear, "is_available", lambda: available)
+    engine, linear = torch.backends.quantized.engine, nn.Linear(64, 48)
+    packed = pack_linear(linear, num_rows=4, weight_dtype="int8")
+    assert type(packed).__name__ == ("IntegerLinear" if available else "ByteLinear")
+    assert torch.backends.quantized.engine == engine
+    x = torch.randn(4, 64) * torch.tensor([1.0, 1e-4, 1e4, 0.0])[:, None]
+    for row, expected in enumerate(linear(x)):
+        given = packed(x[row : row + 1])
+        assert torch.equal(packed(x)[row], given[0])
+        assert float((given - expected).norm() / expected.norm()) < (0.008 if available else 0.012)
+    close(packed.add_to(expected.expand(4, -1), x), expected + packed(x))
+
+
 @pytest.mark.parametrize("rows", [1, 2, 5])
 @pytest.mark.parametrize("bias", [True, False])
 @torch.no_grad()

@@ -77,9 +77,7 @@ class ScaledAdam(torch.optim.Optimizer):
             "clipping_update_period": clipping_update_period,
         }
         _check(defaults)
-        super().__init__(params, defaults)
-        for group in self.param_groups:
-            group["gradient_norms"] = []
+        super().__init__(params, {**defaults, "gradient_norms": ()})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -216,21 +214,18 @@ def _check(settings: dict[str, Any]) -> None:
 def _bundles(params: Iterable[Tensor]) -> Iterator[list[Tensor]]:
     """Parameters with a gradient, in runs of one kind that are not too large."""
     bundle: list[Tensor] = []
+    numbers = 0
     for parameter in params:
         if parameter.grad is None:
             continue
-        if bundle and not _fits(parameter, bundle):
+        numbers += parameter.numel()
+        limit = _BUNDLE_NUMBERS.get(parameter.device.type, _LARGE_BUNDLE)
+        if bundle and (numbers > limit or _kind(parameter) != _kind(bundle[0])):
             yield bundle
-            bundle = []
+            bundle, numbers = [], parameter.numel()
         bundle.append(parameter)
     if bundle:
         yield bundle
-
-
-def _fits(parameter: Tensor, bundle: Sequence[Tensor]) -> bool:
-    limit = _BUNDLE_NUMBERS.get(parameter.device.type, _LARGE_BUNDLE)
-    numbers = sum(member.numel() for member in bundle) + parameter.numel()
-    return _kind(parameter) == _kind(bundle[0]) and numbers <= limit
 
 
 def _kind(parameter: Tensor) -> tuple[Any, ...]:
@@ -244,7 +239,7 @@ def _clipping_factor(group: Group, bundles: Sequence[Sequence[Tensor]]) -> float
     before = group["gradient_norms"]
     threshold = group["clipping_scale"] * median(before) if before else math.inf
     if 0 < norm < math.inf:
-        group["gradient_norms"] = [*before, norm][-group["clipping_update_period"] :]
+        group["gradient_norms"] = (*before, norm)[-group["clipping_update_period"] :]
     return threshold / norm if norm > threshold else 1.0
 
 

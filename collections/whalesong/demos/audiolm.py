@@ -9,7 +9,7 @@ from whalesong.demos.processes import run_module
 from whalesong.demos.stages import DemoFolder, Stage, peak_memory_gib, run_stages
 
 SAMPLE_RATE = 16000
-CODEC_SECONDS = 3000.0
+CODEC_SECONDS = 1000.0
 """Audio that the codec is fitted to."""
 SPLITS = ("train", "validation", "test")
 
@@ -27,7 +27,7 @@ class AudioLMDemo(DemoFolder):
 
     name = "audiolm"
 
-    num_train: int = 600
+    num_train: int = 1200
     num_validation: int = 32
     num_test: int = 64
     overrides: Sequence[str] = ()
@@ -40,7 +40,6 @@ class AudioLMDemo(DemoFolder):
             "trainer.val_check_interval=8",
             "trainer.log_every_n_steps=2",
             "model.lr_scheduler.warmup_steps=4",
-            "data.train_ds.batch_size=4",
             "model.window_seconds=2",
         )
         return cls(folder, num_train=24, num_validation=4, num_test=8, overrides=steps)
@@ -58,7 +57,11 @@ class AudioLMDemo(DemoFolder):
                 Stage("Write the report", self.report, self.write_report),
             ]
         )
+        from whalesong.demos.audiolm_report import training_loss
+
+        first, last = training_loss(self.logs)
         print(self.summary.read_text(), end="")
+        print(f"Training loss: from {first:.2f} to {last:.2f} nats a code.")
         print(f"Peak memory of the largest process: {peak_memory_gib():.1f} GiB")
         print(f"Report: {self.report}\nModel:  {self.archive}")
         print(
@@ -112,7 +115,7 @@ class AudioLMDemo(DemoFolder):
 
         section = read_pretransform(self.codec)
         for split in SPLITS:
-            tokenize_shar(self.corpus / split, section)
+            tokenize_shar(self.corpus / split, section, jobs=2)
         self.tokenized.touch()
 
     def train(self) -> None:

@@ -5,6 +5,7 @@ python -m whalesong.demos.audiolm_continue audiolm_demo.nemo demo_folder
 
 import json
 import sys
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from whalesong.experiment import quiet_libraries
 NUM_EXAMPLES = 6
 FIRST_FRAMES = 50
 """A second."""
+
+LINE_WIDTH = 100
+"""Of the summary."""
 
 BARS = {"ar_top1": 0.5, "nar_top1": 0.4}
 """What the specification asks of each half."""
@@ -32,11 +36,12 @@ ROWS: Mapping[str, tuple[str, str]] = {
     ),
     "top10": (
         "top-10 of 128, likewise",
-        "the truth is one of ten guesses, which AudioLM's like call accuracy; nobody plays ten.",
+        "the truth is among the ten likeliest codes; trainers of such models log this as accuracy, "
+        "but only one code is played.",
     ),
     "wrong": (
         "top-1 behind another melody's prompt",
-        "what the target's own past suffices for; what is lost against the first row, the prompt "
+        "what the target's own past suffices for; what is missing to the first row, the prompt "
         "gives.",
     ),
     "repeat": (
@@ -234,7 +239,7 @@ def summary(values: Mapping[str, Any]) -> str:
     for key, (label, _) in ROWS.items():
         lines.append(f"{label:{width}}" + "".join(map(_percent, table[key])))
     lines += ["What that shows, and what not:"]
-    lines += [f"- {label}: {meaning}" for label, meaning in ROWS.values()]
+    lines += [_wrapped(f"- {label}: {meaning}") for label, meaning in ROWS.values()]
     verdicts = [verdict(key, values["halves"][key]) for key in BARS]
     return "\n".join([*lines, *verdicts, ""])
 
@@ -244,6 +249,10 @@ def verdict(key: str, share: float) -> str:
     half = key.partition("_")[0].upper()
     passed = "passed" if share > BARS[key] else "not passed"
     return f"{half} top-1 {100 * share:.1f} %; bar of the specification {BARS[key]:.0%}: {passed}."
+
+
+def _wrapped(text: str) -> str:
+    return textwrap.fill(text, width=LINE_WIDTH, subsequent_indent="  ")
 
 
 def _percent(share: float | None) -> str:

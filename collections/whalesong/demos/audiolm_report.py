@@ -28,7 +28,7 @@ def write_report(folder: Path, *, logs: Path) -> None:
     Raises:
         RuntimeError: the training loss has not fallen.
     """
-    check_loss(logs)
+    first, last = training_loss(logs)
     panels = [
         Panel(read_curves(logs, LOSSES), "cross-entropy per code (nats)"),
         Panel(read_curves(logs, HALVES), "validation top-1 accuracy", from_zero=True),
@@ -40,6 +40,7 @@ def write_report(folder: Path, *, logs: Path) -> None:
     page = PAGE.format(
         style=STYLE,
         verdicts=html.escape("\n".join(summary.splitlines()[-2:])),
+        losses=f"{first:.2f} to {last:.2f}",
         quantizers="".join(f"<th>{quantizer}</th>" for quantizer in range(len(table["top1"]))),
         rows="\n".join(_row(*ROWS[key], table[key]) for key in ROWS),
         examples="\n".join(map(_example, range(1, count + 1))),
@@ -48,15 +49,16 @@ def write_report(folder: Path, *, logs: Path) -> None:
         path.write_text(page, encoding="utf-8")
 
 
-def check_loss(logs: Path) -> None:
-    """Refuse a training whose loss has not fallen.
+def training_loss(logs: Path) -> tuple[float, float]:
+    """The first and the last training loss that was logged.
 
     Raises:
-        RuntimeError: naming the first and the last value.
+        RuntimeError: it has not fallen.
     """
-    steps, values = read_curves(logs, LOSSES)["training loss"]
+    _, values = read_curves(logs, LOSSES)["training loss"]
     if not values or values[-1] >= values[0]:
-        raise RuntimeError(f"the training loss has not fallen over steps {steps}: {values}.")
+        raise RuntimeError(f"the training loss has not fallen: {values}")
+    return values[0], values[-1]
 
 
 def _row(label: str, meaning: str, shares: Sequence[float | None]) -> str:
@@ -79,7 +81,8 @@ PAGE = """<!doctype html>
 body{{max-width:90rem}}
 td img{{width:24rem}}</style>
 <h1>AudioLM on looped melodies</h1>
-<pre>{verdicts}</pre>
+<pre>{verdicts}
+Training loss: from {losses} nats a code.</pre>
 <img src="curves.png" alt="losses and accuracies over training steps">
 <h2>Codes that are right, in %, by quantizer</h2>
 <table><tr><th></th>{quantizers}<th>shows</th></tr>

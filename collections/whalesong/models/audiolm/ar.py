@@ -121,8 +121,10 @@ class ARDecoder(nn.Module):
 
     def _tables(self, count: int, width: int) -> nn.ModuleList:
         tables = nn.ModuleList(nn.Embedding(self.codebook_size + 1, width) for _ in range(count))
+        # Absolute positions are of the size of 1, and would drown smaller embeddings.
+        std = width**-0.5 if self.transformer.positions is None else 1.0
         for table in tables:
-            nn.init.normal_(table.weight, std=width**-0.5)
+            nn.init.normal_(table.weight, std=std)
         return tables
 
     def _logit_bias(self, codebook_sizes: Sequence[int], predict_eos: bool) -> Tensor:

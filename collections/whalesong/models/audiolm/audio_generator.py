@@ -1,17 +1,16 @@
 """Generation with all parts of AudioLM: from audio and raw conditions to audio."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from whalesong.models.audiolm.config import GenerationSettings
-from whalesong.models.audiolm.generation import CodesGenerator, CodesRequest, joined
-from whalesong.models.audiolm.refiner import Variant, guided
-from whalesong.models.audiolm.request import Request
-from whalesong.models.audiolm.stream import AudioStream, decode_rows
+from whalesong.models.audiolm.generation import CodesGenerator, joined
+from whalesong.models.audiolm.request import CodesRequest, Request, Variant, guided
+from whalesong.models.audiolm.stream import AudioStream, Piece, decode_rows
 from whalesong.modules.generation.generate import Progress
 from whalesong.modules.generation.sampling import SamplingSettings
 from whalesong.sound.clips import tokenized, whole_frames
@@ -20,6 +19,9 @@ from whalesong.sound.rows import Clip, Metadata
 
 if TYPE_CHECKING:
     from whalesong.models.audiolm.wrapper import AudioLMWrapper
+
+SAMPLING = tuple(entry.name for entry in fields(SamplingSettings))
+"""Settings of the first half's sampling."""
 
 STREAM_CHUNK_SECONDS = 0.5
 """Of a stream, where the settings name no length."""
@@ -62,11 +64,9 @@ class AudioGenerator:
         self.model, self.settings = model, settings
         self.codec = model.pretransform
         chunk = settings.nar_chunk_seconds
-        fields = ("temperature", "top_k", "top_p", "min_p")
-        fields += ("repetition_window", "repetition_threshold")
         self._codes = CodesGenerator(
             model.lm,
-            sampling=SamplingSettings(**{name: getattr(settings, name) for name in fields}),
+            sampling=SamplingSettings(**{name: getattr(settings, name) for name in SAMPLING}),
             nar_temperature=settings.nar_temperature,
             min_frames=self._frames(settings.min_seconds),
             stop_on_eos=settings.stop_on_eos,
@@ -130,7 +130,7 @@ class AudioGenerator:
             codes, lens = self._padded(clips, name="content")
             wanted = replace(self._codes_request(request), max_frames=lens)
             made, _ = joined(self._codes.refine(wanted, codes[:, : lm.ar_quantizers]))
-        rows = [row[:, :count] for row, count in zip(made, lens.tolist(), strict=True)]
+        rows = rows_of(made, lens)
         return GeneratedAudio(
             audio=[self.codec.decode(row[None])[0] for row in rows],
             codes=rows,
@@ -140,7 +140,7 @@ class AudioGenerator:
             candidate_log_probs=[],
         )
 
-    def _pieces(self, request: Request, progress: Progress | None) -> Iterator[list[Tensor]]:
+    def _pieces(self, request: Request, progress: Progress | None) -> Iterator[Piece]:
         with evaluating(self.model):
             wanted = self._codes_request(request)
             prompts = rows_of(wanted.left, wanted.left_lens)

@@ -23,7 +23,7 @@ from whalesong.models.audiolm.config import AudioLMConfig
 from whalesong.models.audiolm.loss import AudioLMLoss
 from whalesong.models.audiolm.predictor import AudioLMPredictor
 from whalesong.models.audiolm.stream import AudioStream
-from whalesong.models.audiolm.use import answer, evaluate, log_continuations
+from whalesong.models.audiolm.use import answer, check_samples, evaluate, log_continuations
 from whalesong.models.audiolm.wrapper import AudioLMWrapper
 from whalesong.modules.lora import add_lora, canonical_name, is_lora, layer_settings
 from whalesong.sound.assets import collect_assets
@@ -92,6 +92,12 @@ class AudioLMModel(LanguageModelPT):
         return []
 
     # -- training ---------------------------------------------------------------------------------
+
+    def on_fit_start(self) -> None:
+        """Refuse recordings of `model.samples` that do not exist before they are needed."""
+        if self._samples is not None:
+            check_samples(self._samples)
+        super().on_fit_start()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Average, leave alone what belongs to stages that were not drawn, and draw others."""

@@ -1,7 +1,7 @@
 """Generation of codes with AudioLM: first quantizers step by step, the others piece by piece."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -9,8 +9,8 @@ from torch import Tensor
 
 from whalesong.models.audiolm.ar import ceil_div
 from whalesong.models.audiolm.ar_steps import PromptedNetwork
-from whalesong.models.audiolm.arrangement import join_left, whole_spans
-from whalesong.models.audiolm.refiner import Refiner, Variant
+from whalesong.models.audiolm.refiner import Refiner
+from whalesong.models.audiolm.request import CodesRequest
 from whalesong.modules.generation.ending import Ending
 from whalesong.modules.generation.generate import Progress, generate_codes, stream_codes
 from whalesong.modules.generation.guided import STEPS_THAT_PAY, GuidedStepModel, PackedWeights
@@ -19,48 +19,6 @@ from whalesong.modules.generation.sampling import SamplingSettings, candidate_se
 
 if TYPE_CHECKING:
     from whalesong.models.audiolm.model import AudioLM
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class CodesRequest:
-    """What to generate between what is given, in codes of B rows."""
-
-    left: Tensor
-    """(B, K, f) what is before the new frames."""
-    left_lens: Tensor
-    """(B,)"""
-    right: Tensor
-    """(B, K, g) what is behind them."""
-    right_lens: Tensor
-    """(B,)"""
-    max_frames: Tensor
-    """(B,) new frames at most."""
-    seeds: Sequence[int]
-    """One for each row."""
-    variants: Sequence[Variant]
-    """Of the conditions."""
-    exact: bool = False
-    """All rows have exactly `max_frames`, and the second half takes them at once."""
-
-    @classmethod
-    def onward(cls, left: Tensor, left_lens: Tensor, **others: Any) -> "CodesRequest":
-        """With nothing behind the new frames."""
-        nothing = left[:, :, :0], torch.zeros_like(left_lens)
-        return cls(
-            left=left, left_lens=left_lens, right=nothing[0], right_lens=nothing[1], **others
-        )
-
-    def select(self, rows: Tensor) -> "CodesRequest":
-        """The rows of these numbers (B',), as often as they are named."""
-        index = rows.to(self.left.device)
-        names = ("left", "left_lens", "right", "right_lens", "max_frames")
-        variants = [
-            (None if condition is None else condition[index], weight)
-            for condition, weight in self.variants
-        ]
-        seeds = [self.seeds[row] for row in rows.tolist()]
-        tensors = {name: getattr(self, name)[index] for name in names}
-        return replace(self, **tensors, variants=variants, seeds=seeds)
 
 
 class GeneratedCodes(NamedTuple):
@@ -74,7 +32,7 @@ class GeneratedCodes(NamedTuple):
     """(B, N): with its seed a candidate is generated again."""
     candidate_log_probs: Tensor
     """(B, N) mean log-probability of a code of the first half, before temperature and filters;
-    minus infinity where a candidate has ended at once."""
+    minus infinity where a candidate has ended in its first step."""
 
     @property
     def best(self) -> Tensor:
@@ -186,16 +144,11 @@ class CodesGenerator:
 
     @torch.no_grad()
     def _step_model(self, request: CodesRequest, max_steps: int) -> GuidedStepModel:
-        lens = request.left_lens + request.max_frames
-        nothing = request.left.new_zeros(*request.left.shape[:2], int(request.max_frames.max()))
-        codes = join_left(request.left, request.left_lens, nothing, request.max_frames)
-        codes = join_left(codes, lens, request.right, request.right_lens)
-        arrangement = whole_spans(codes, lens + request.right_lens, request.left_lens, lens)
         conditions, weights = zip(*request.variants, strict=True)
         return GuidedStepModel(
-            PromptedNetwork(self.lm.ar, arrangement, conditions, max_steps=max_steps),
+            PromptedNetwork(self.lm.ar, request.arrange_nothing(), conditions, max_steps=max_steps),
             weights=weights,
-            packed=self._packed_weights(len(codes), len(weights), max_steps),
+            packed=self._packed_weights(len(request.seeds), len(weights), max_steps),
             compile=self._compile,
         )
 
@@ -220,16 +173,7 @@ class CodesGenerator:
 
         They have `size` frames, or None for all.
         """
-        refiner = Refiner(
-            self.lm.nar,
-            left=request.left,
-            left_lens=request.left_lens,
-            right=request.right,
-            right_lens=request.right_lens,
-            variants=request.variants,
-            seeds=request.seeds,
-            temperature=self._nar_temperature,
-        )
+        refiner = Refiner(self.lm.nar, request, temperature=self._nar_temperature)
         left = request.max_frames
         for coarse in in_chunks(stretches, size):
             lens = torch.minimum(frames_before_end(coarse, self.lm.codebook_size), left)

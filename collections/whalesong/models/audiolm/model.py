@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from whalesong.models.audiolm.ar import ARDecoder, Score
 from whalesong.models.audiolm.arrangement import Arrangement, join_left, whole_spans
-from whalesong.models.audiolm.generation import CodesGenerator, CodesRequest
+from whalesong.models.audiolm.generation import CodesGenerator
 from whalesong.models.audiolm.nar import NARDecoder
-from whalesong.models.audiolm.refiner import guided
+from whalesong.models.audiolm.request import CodesRequest, guided
 from whalesong.modules.generation.packed_linear import WeightDtype
 from whalesong.modules.generation.sampling import SamplingSettings
 from whalesong.modules.transformer import Norm

@@ -127,7 +127,8 @@ class NARDecoder(nn.Module):
         for quantizer, table in enumerate(self.embeddings):
             known = is_prompt | (quantizer < stages)[:, None]
             total = total + table(arrangement.codes[:, quantizer]) * known[..., None]
-        return total
+        # The tables are small for the sake of the heads; as inputs they must stand out.
+        return total * self.transformer.d_model**0.5
 
     def _positions(self, arrangement: Arrangement) -> Tensor:
         frames = torch.arange(arrangement.codes.shape[2], device=arrangement.codes.device)

@@ -8,21 +8,24 @@ from torch import Tensor
 
 from whalesong.modules.codec.codec import Codec
 
+Piece = tuple[list[Tensor], int]
+
 
 class AudioStream:
     """Iterates over pieces of audio: for each row (C, n), of 0 samples where it has ended.
 
     Args:
-        pieces: made one after the other as they are asked for.
+        pieces: made one after the other as they are asked for, each with the number of new samples
+            in the longest row so far.
         sample_rate: samples per second.
 
     Attributes:
         first_audio_seconds: time that the first piece took; None before it is there.
     """
 
-    def __init__(self, pieces: Iterator[list[Tensor]], *, sample_rate: int) -> None:
+    def __init__(self, pieces: Iterator[Piece], *, sample_rate: int) -> None:
         self._pieces, self._sample_rate = pieces, sample_rate
-        self._busy = self._audio_seconds = 0.0
+        self._busy, self._num_new = 0.0, 0
         self.first_audio_seconds: float | None = None
 
     def __iter__(self) -> "AudioStream":
@@ -31,18 +34,17 @@ class AudioStream:
     def __next__(self) -> list[Tensor]:
         begin = time.perf_counter()
         try:
-            piece = next(self._pieces)
+            audio, self._num_new = next(self._pieces)
         finally:
             self._busy += time.perf_counter() - begin
         if self.first_audio_seconds is None:
             self.first_audio_seconds = self._busy
-        self._audio_seconds += max(audio.shape[1] for audio in piece) / self._sample_rate
-        return piece
+        return audio
 
     @property
     def real_time_factor(self) -> float | None:
-        """Time taken so far over the length of the audio so far; None before there is any."""
-        return self._busy / self._audio_seconds if self._audio_seconds else None
+        """Time taken so far over the length of the new audio so far; None before there is any."""
+        return self._busy * self._sample_rate / self._num_new if self._num_new else None
 
 
 def decode_rows(
@@ -51,8 +53,8 @@ def decode_rows(
     pieces: Iterable[tuple[Tensor, Tensor]],
     *,
     with_prompts: bool,
-) -> Iterator[list[Tensor]]:
-    """Decode what follows the prompts of B rows, as soon as it is settled.
+) -> Iterator[Piece]:
+    """Decode what follows the prompts of B rows, as soon as it is settled: pieces of a stream.
 
     Args:
         codec: of the codes.
@@ -67,10 +69,10 @@ def decode_rows(
             for row, own, count in zip(rows, codes, lens.tolist(), strict=True)
         ]
         if any(part.shape[1] for part in audio):
-            yield audio
+            yield audio, max(row.num_new for row in rows)
     audio = [row.flush() for row in rows]
     if any(part.shape[1] for part in audio):
-        yield audio
+        yield audio, max(row.num_new for row in rows)
 
 
 class _RowDecoder:
@@ -79,7 +81,14 @@ class _RowDecoder:
     def __init__(self, codec: Codec, prompt: Tensor, *, with_prompt: bool) -> None:
         self._decoder = codec.streaming_decoder()
         self._prompt = prompt
-        self._to_drop = 0 if with_prompt else prompt.shape[1] * codec.downsampling_ratio
+        length = prompt.shape[1] * codec.downsampling_ratio
+        self._to_drop = 0 if with_prompt else length
+        self._num_decoded = -length
+
+    @property
+    def num_new(self) -> int:
+        """Samples so far behind the prompt."""
+        return max(self._num_decoded, 0)
 
     def push(self, codes: Tensor) -> Tensor:
         codes = torch.cat((self._prompt, codes), dim=1)
@@ -90,6 +99,7 @@ class _RowDecoder:
         return self._kept(self._decoder.flush()[0])
 
     def _kept(self, audio: Tensor) -> Tensor:
+        self._num_decoded += audio.shape[1]
         dropped = min(self._to_drop, audio.shape[1])
         self._to_drop -= dropped
         return audio[:, dropped:]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from whalesong.core.errors import ConfigError
+from whalesong.core.errors import ConfigError, DataError
 from whalesong.core.job_config import PredictConfig
 from whalesong.core.parts import Batch, Evaluation
 from whalesong.core.totals import EvaluationTotals
@@ -135,15 +135,29 @@ def _streamed(generator: AudioGenerator, request: Request, num_candidates: int) 
     if num_candidates != 1:
         raise ValueError(f"`num_candidates` must be 1 in a stream, but is {num_candidates}.")
     stream = generator.stream(request)
-    rows = [torch.cat(pieces, dim=1) for pieces in zip(*stream, strict=True)]
-    print(f"first audio after {stream.first_audio_seconds:.2f} s, "
-          f"then {stream.real_time_factor:.2f} s for each second of audio")  # fmt: skip
+    rows = [torch.zeros(generator.codec.num_channels, 0)] * len(request)
+    for piece in stream:
+        rows = [torch.cat((row, new.cpu()), dim=1) for row, new in zip(rows, piece, strict=True)]
+    if stream.real_time_factor is not None:
+        print(f"first audio after {stream.first_audio_seconds:.2f} s, in all "
+              f"{stream.real_time_factor:.2f} s for each new second")  # fmt: skip
     return [(audio, {"seed": seed}) for audio, seed in zip(rows, request.seeds, strict=True)]
 
 
 def _restyled(generator: AudioGenerator, request: Request, content: list[Clip]) -> Made:
     made = generator.transfer_style(content, request)
     return [(audio, {"seed": seed}) for audio, seed in zip(made.audio, made.seeds, strict=True)]
+
+
+def check_samples(settings: AudioLMSamples) -> None:
+    """Refuse recordings that do not exist.
+
+    Raises:
+        DataError: naming the first one.
+    """
+    for path in settings.begin:
+        if not Path(path).is_file():
+            raise DataError(f"`model.samples.begin`: the audio file '{path}' does not exist.")
 
 
 def log_continuations(model: "AudioLMModel", settings: AudioLMSamples) -> None:

@@ -1,6 +1,6 @@
 """Checks before a training: manifests, durations, codes, forward pass, first loss, gradients."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite, log
 from random import Random
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from whalesong.core.errors import UserError
+from whalesong.core.errors import DataError, UserError
 from whalesong.core.parts import Batch
 from whalesong.data.config import DataConfig
 from whalesong.data.conversation import Example
@@ -179,10 +179,15 @@ def _batches(model: AudioLMModel, found: Survey) -> Iterator[Batch]:
     """The sample of a data set, read and put into small batches.
 
     Raises:
-        DataError: a clip cannot be read, or its codes do not fit the codec.
+        DataError: a clip cannot be read, or its codes do not fit the codec, unless `on_bad_cut`
+            leaves such clips out.
     """
-    collator = model.parts.validation_collator
-    clips = [collator.load(example) for example in found.sample]
+    collator, clips = model.parts.validation_collator, []
+    for example in found.sample:
+        try:
+            clips.append(collator.load(example))
+        except DataError as error:
+            found.plan.faults.report(str(error))
     for first in range(0, len(clips), BATCH_SIZE):
         batch = collator(clips[first : first + BATCH_SIZE])
         yield model.transfer_batch_to_device(batch, model.device, 0)
@@ -199,8 +204,8 @@ def _codes(model: AudioLMModel, batches: Sequence[Batch]) -> Finding:
         for used, codes in zip(seen, arrangement.codes.unbind(1), strict=True):
             used[codes[arrangement.mask].cpu()] = True
     counts = [int(used.sum()) for used in seen]
-    sizes = ", ".join(f"{count} of {len(used)}" for count, used in zip(counts, seen, strict=True))
-    found = f"{len(seen)} quantizers at {rate:g} frames/s; ids in use: {sizes}"
+    used = f"{', '.join(map(str, counts))} of {_distinct(lm.codebook_sizes)}"
+    found = f"{len(seen)} quantizers at {rate:g} frames/s; ids in use: {used}"
     return Finding("codes", found, is_wrong=min(counts) < 2)
 
 
@@ -226,16 +231,18 @@ def _learning(model: AudioLMModel, batches: Sequence[Batch]) -> Iterator[Finding
 
 def _first_loss(model: AudioLMModel, sums: Mapping[str, Tensor]) -> Finding:
     """The loss of each quantizer beside that of a guess."""
+    guesses = [log(size) for size in model.model.lm.codebook_sizes]
     parts, furthest = [], 0.0
-    for quantizer, size in enumerate(model.model.lm.codebook_sizes):
+    for quantizer, guess in enumerate(guesses):
         if (count := float(sums["codes"][quantizer])) == 0:
             continue
         nats = float(sums["nll"][quantizer]) / count
-        parts.append(f"q{quantizer} {nats:.2f} (guess: {log(size):.2f})")
-        furthest = max(furthest, abs(nats - log(size)))
+        parts.append(f"q{quantizer} {nats:.2f}")
+        furthest = max(furthest, abs(nats - guess))
+    found = f"{', '.join(parts)} nats; a guess: {_distinct(f'{guess:.2f}' for guess in guesses)}"
     if (start := model.cfg.get("init_from")) is not None:
-        return Finding("first loss", f"{', '.join(parts)}; goes on from {start}")
-    return Finding("first loss", ", ".join(parts), is_wrong=furthest > LOSS_TOLERANCE)
+        return Finding("first loss", f"{found}; goes on from {start}")
+    return Finding("first loss", found, is_wrong=furthest > LOSS_TOLERANCE)
 
 
 def _gradients(model: AudioLMModel) -> Finding:
@@ -248,3 +255,9 @@ def _gradients(model: AudioLMModel) -> Finding:
     norm = float(torch.stack([grad.norm() for _, grad in given]).norm()) if given else 0.0
     found = f"finite in {len(given)} of {len(trained)} tensors, norm {norm:.3g}"
     return Finding("gradients", found, is_wrong=norm == 0)
+
+
+def _distinct(values: Iterable[object]) -> str:
+    """One value where all are the same, else all."""
+    texts = list(map(str, values))
+    return texts[0] if len(set(texts)) == 1 else ", ".join(texts)

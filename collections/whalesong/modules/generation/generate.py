@@ -20,8 +20,8 @@ class Generated(NamedTuple):
     """Codes of B rows, known ones and generated ones."""
 
     codes: Tensor
-    """(B, K, F), 0 behind the end of a row. With an `Ending` id V stands behind it, also in place of
-    known codes, and F is what the longest row has, the frame that holds its end included: there,
+    """(B, K, F), 0 behind the end of a row. With an `Ending` id V stands behind it, also in place
+    of known codes, and F is what the longest row has, the frame that holds its end included: there,
     codes that were drawn along with the end are kept, and id V stands where none was."""
     log_probs: Tensor
     """(B, K, F): log-probability that the model gives to each code, generated or known, from the

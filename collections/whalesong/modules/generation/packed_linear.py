@@ -5,6 +5,7 @@ what training does: for small matrices and single rows the transposed matrix, fo
 blocks of oneDNN, or without a copy the matrix times columns. All give the same sums.
 """
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal, Protocol
@@ -66,7 +67,7 @@ def pack_linear(
                              f"model is on {weight.device}.")  # fmt: skip
         if weight_dtype == "float16":
             return HalfLinear(weight, bias)
-        if weight.numel() >= LARGE and "fbgemm" in torch.backends.quantized.supported_engines:
+        if weight.numel() >= LARGE and IntegerLinear.is_available():
             return IntegerLinear(weight, bias)
         return ByteLinear(weight, bias)
     if weight.device.type != "cpu" or weight.dtype != torch.float32:
@@ -209,10 +210,19 @@ class IntegerLinear:
         weight = weight.detach().float()
         scales = (weight.abs().amax(dim=1) / 127).clamp_min(1e-12).double()
         zeros = torch.zeros(len(weight), dtype=torch.long)
-        with _engine("fbgemm"):
+        with _fbgemm():
             whole = torch.quantize_per_channel(weight, scales, zeros, axis=0, dtype=torch.qint8)
             self._packed = torch.ops.quantized.linear_prepack(whole, None)
         self._bias = bias
+
+    @staticmethod
+    def is_available() -> bool:
+        """Whether this processor and this version of torch, which may drop it, have it."""
+        return (
+            "fbgemm" in torch.backends.quantized.supported_engines
+            and hasattr(torch, "quantize_per_channel")
+            and hasattr(torch.ops.quantized, "linear_with_input_q_dq_qweight_dq_output_fp32")
+        )
 
     def __call__(self, x: Tensor) -> Tensor:
         """Map (R, I) to (R, O)."""
@@ -233,11 +243,13 @@ class IntegerLinear:
 
 
 @contextmanager
-def _engine(name: str) -> Iterator[None]:
-    """Pack with this engine inside."""
+def _fbgemm() -> Iterator[None]:
+    """Pack for fbgemm inside, without a word that torch will drop such tensors one day."""
     before = torch.backends.quantized.engine
-    torch.backends.quantized.engine = name
+    torch.backends.quantized.engine = "fbgemm"
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*deprecated", category=UserWarning)
+            yield
     finally:
         torch.backends.quantized.engine = before
