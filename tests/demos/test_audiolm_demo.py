@@ -139,6 +139,19 @@ def test_the_first_stages_leave_a_corpus_with_codec_and_codes(tmp_path: Path) ->
         assert (info.num_codebooks, info.frame_rate) == (4, 50)
 
 
+def test_the_experiment_is_one_that_a_model_is_built_from(tmp_path: Path) -> None:
+    from omegaconf import OmegaConf
+
+    from whalesong.core.compose import compose
+    from whalesong.models.audiolm.config import AudioLMConfig
+
+    overrides = ["experiment=audiolm_demo", *AudioLMDemo.short(tmp_path).overrides]
+    section = OmegaConf.to_container(compose("config", overrides=overrides).model, resolve=True)
+    config = AudioLMConfig.model_validate(section)
+    assert config.prompt.split == (0.3, 0.5)
+    assert config.codebook_size == 128
+
+
 def test_the_short_demo_has_all_stages_of_the_long_one(tmp_path: Path) -> None:
     short, whole = AudioLMDemo.short(tmp_path), AudioLMDemo(tmp_path)
     assert short.num_train < whole.num_train

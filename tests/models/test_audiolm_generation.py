@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from whalesong.models.audiolm.ar_steps import PromptedNetwork
-from whalesong.models.audiolm.arrangement import Arrangement, whole_spans
+from whalesong.models.audiolm.arrangement import Arrangement, with_target
 from whalesong.models.audiolm.generation import CodesGenerator
 from whalesong.models.audiolm.model import AudioLM
 from whalesong.models.audiolm.request import CodesRequest
@@ -68,7 +68,7 @@ def stepwise(
 def test_steps_with_a_cache_give_the_logits_of_the_whole(shape: dict, first: int) -> None:
     lm = build(**shape)
     codes = torch.randint(9, (3, K, 20))
-    plain = whole_spans(
+    plain = with_target(
         codes, torch.tensor([20, 9, 14]), torch.tensor([6, 0, 3]), torch.tensor([13, 9, 10])
     )
     ends = torch.tensor([True, False, True])
@@ -235,7 +235,7 @@ def test_guided_logits_are_the_weighted_sum_over_the_variants() -> None:
     lm = build(condition_dim=5)
     torch.nn.init.normal_(lm.ar.transformer.layers[0].modulation.proj.weight)
     codes = torch.randint(9, (2, K, 12))
-    arrangement = whole_spans(codes, torch.tensor([12, 8]), torch.tensor([5, 1]))
+    arrangement = with_target(codes, torch.tensor([12, 8]), torch.tensor([5, 1]))
     condition, nothing = torch.randn(2, 5), torch.zeros(2, 5)
     with torch.no_grad():
         ours = stepwise(lm, arrangement, variants=[(nothing, -2.0), (condition, 3.0)])
@@ -294,7 +294,7 @@ def test_what_lies_between_is_the_most_probable_one_without_a_cache(shape: dict)
         codes[row, :, :begin] = wanted.left[row, :, :begin]
         codes[row, :, begin:end] = made.codes[row, :, : end - begin]
         codes[row, :, end : int(lens[row])] = wanted.right[row, :, : int(lens[row]) - end]
-    arrangement = whole_spans(codes, lens, wanted.left_lens, ends)
+    arrangement = with_target(codes, lens, wanted.left_lens, ends)
     with torch.no_grad():
         score = lm.ar.score(arrangement)
         assert torch.equal(score.logits[:, :-1].argmax(1), score.labels)
@@ -326,7 +326,7 @@ def test_the_second_half_sees_finished_chunks_with_all_quantizers() -> None:
         left = torch.cat((wanted.left[row, :, :length], made.codes[row, :, :4]), dim=1)
         codes = torch.cat((left, made.codes[row, :, 4:]), dim=1)[None]
         begin = torch.tensor([length + 4])
-        arrangement = whole_spans(codes, begin + 4, begin)
+        arrangement = with_target(codes, begin + 4, begin)
         with torch.no_grad():
             for stage in lm.nar.stages:
                 score = lm.nar.score(arrangement, stage)

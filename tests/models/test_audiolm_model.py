@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from whalesong.models.audiolm import AudioLM
 from whalesong.models.audiolm.ar import IGNORED
-from whalesong.models.audiolm.arrangement import Arrangement, arrange, whole_spans
+from whalesong.models.audiolm.arrangement import Arrangement, arrange, with_target
 
 SIZE = 24
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -44,13 +44,13 @@ def random_codes(model: AudioLM, rows: int, frames: int, seed: int = 1) -> Tenso
 
 def one_row(model: AudioLM, prompt: int = 6, target: int = 6, seed: int = 1) -> Arrangement:
     codes = random_codes(model, 1, prompt + target, seed)
-    return whole_spans(codes, torch.tensor([prompt + target]), torch.tensor([prompt]))
+    return with_target(codes, torch.tensor([prompt + target]), torch.tensor([prompt]))
 
 
 def infill_row(model: AudioLM) -> Arrangement:
     """Frames 4 to 9 between a prompt on both sides."""
     codes = random_codes(model, 1, 13)
-    return whole_spans(codes, torch.tensor([13]), torch.tensor([4]), torch.tensor([9]))
+    return with_target(codes, torch.tensor([13]), torch.tensor([4]), torch.tensor([9]))
 
 
 @pytest.fixture(scope="module", params=VARIANTS, ids=lambda name: name.replace(" ", "-"))
@@ -64,7 +64,7 @@ def model(request: pytest.FixtureRequest) -> AudioLM:
 def changed(arrangement: Arrangement, quantizer: int, frame: int, size: int) -> Arrangement:
     codes = arrangement.codes.clone()
     codes[0, quantizer, frame] = (codes[0, quantizer, frame] + 1) % size
-    return whole_spans(codes, arrangement.lens, arrangement.begins, arrangement.ends)
+    return with_target(codes, arrangement.lens, arrangement.begins, arrangement.ends)
 
 
 def moved(before: Tensor, after: Tensor) -> list[int]:

@@ -56,7 +56,7 @@ class Arrangement:
         return torch.arange(self.codes.shape[2], device=self.codes.device)
 
 
-def whole_spans(
+def with_target(
     codes: Tensor, lens: Tensor, begins: Tensor, ends: Tensor | None = None
 ) -> Arrangement:
     """Rows whose target goes from `begins` to `ends`, or to the end, without the recording's end.
@@ -82,18 +82,18 @@ def arrange(batch: Mapping[str, Any]) -> Arrangement:
             "prompt_codes_lens".
     """
     codes, lens = batch["codes"], batch["codes_lens"]
-    clips = whole_spans(codes, lens, *batch["target_span"].unbind(1))
+    clips = with_target(codes, lens, *batch["target_span"].unbind(1))
     fronts, front_lens = _fronts(batch)
     if not fronts.shape[2]:
         return Arrangement(
             codes, lens, clips.begins, clips.ends, clips.target_mask, batch["closes"]
         )
-    copied = whole_spans(codes, lens, *batch["copied_span"].unbind(1)).target_mask
+    copied = with_target(codes, lens, *batch["copied_span"].unbind(1)).target_mask
     scored = clips.target_mask & ~copied
     codes = join_left(fronts, front_lens, codes, lens)
     nothing = torch.zeros(fronts.shape[::2], dtype=torch.bool, device=codes.device)
     begins, ends = clips.begins + front_lens, clips.ends + front_lens
-    joined = whole_spans(codes, lens + front_lens, begins, ends)
+    joined = with_target(codes, lens + front_lens, begins, ends)
     scored = join_left(nothing[:, None], front_lens, scored[:, None], lens)[:, 0]
     # Behind the end of a row, joining repeats what stands at the end of the longest.
     scored = scored & joined.target_mask

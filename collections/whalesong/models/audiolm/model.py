@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from whalesong.models.audiolm.ar import ARDecoder, Score
-from whalesong.models.audiolm.arrangement import Arrangement, join_left, whole_spans
+from whalesong.models.audiolm.arrangement import Arrangement, join_left, with_target
 from whalesong.models.audiolm.generation import CodesGenerator
 from whalesong.models.audiolm.nar import NARDecoder
 from whalesong.models.audiolm.request import CodesRequest, guided
@@ -171,7 +171,7 @@ class AudioLM(nn.Module):
         self.check_codes(x.transpose(1, 2), x_lens, name="x")
         self.check_codes(y.transpose(1, 2), y_lens, name="y")
         codes = join_left(x.transpose(1, 2), x_lens, y.transpose(1, 2), y_lens)
-        plain = whole_spans(codes, x_lens + y_lens, x_lens)
+        plain = with_target(codes, x_lens + y_lens, x_lens)
         codes = codes.masked_fill(~plain.mask[:, None], 0)
         closes = plain.closes if closes is None else closes
         return Arrangement(codes, plain.lens, x_lens, plain.ends, plain.scored_mask, closes)

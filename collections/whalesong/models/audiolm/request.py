@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from whalesong.models.audiolm.arrangement import Arrangement, join_left, whole_spans
+from whalesong.models.audiolm.arrangement import Arrangement, join_left, with_target
 from whalesong.sound.rows import Clip, Metadata, check_rows, count_rows, row_seconds, row_seeds
 
 Variant = tuple[Tensor | None, float]
@@ -105,7 +105,7 @@ class CodesRequest:
         """Codes (B, K, n) with these lengths (B,) as the target between what is given."""
         codes, ends = self._joined(new, lens), self.left_lens + lens
         codes = join_left(codes, ends, self.right, self.right_lens)
-        return whole_spans(codes, ends + self.right_lens, self.left_lens, ends)
+        return with_target(codes, ends + self.right_lens, self.left_lens, ends)
 
     def arrange_nothing(self) -> Arrangement:
         """Room for `max_frames`."""
