@@ -3,7 +3,7 @@
     python benchmarks/audiolm.py --repeats 3 --json audiolm.jsonl
     python benchmarks/audiolm.py --cases d256 "d256 without cache"
 
-CPU seconds of random models with 4 quantizers of 2048 codes, behind a prompt of 150 frames; each
+CPU seconds of random models with 4 quantizers of 1024 codes, behind a prompt of 150 frames; each
 case and repetition is a process of its own. The first half takes in the prompt and goes frame by
 frame; the second half takes prompt and new frames at once, for each of its three quantizers.
 Packing the weights, once for many generations, is left out. Without a cache the first half computes

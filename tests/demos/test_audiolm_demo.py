@@ -143,11 +143,12 @@ def test_the_experiment_is_one_that_a_model_is_built_from(tmp_path: Path) -> Non
     from omegaconf import OmegaConf
 
     from whalesong.core.compose import compose
+    from whalesong.core.schema import validate
     from whalesong.models.audiolm.config import AudioLMConfig
 
     overrides = ["experiment=audiolm_demo", *AudioLMDemo.short(tmp_path).overrides]
     section = OmegaConf.to_container(compose("config", overrides=overrides).model, resolve=True)
-    config = AudioLMConfig.model_validate(section)
+    config = validate(AudioLMConfig, section, path="model")
     assert config.prompt.split == (0.3, 0.5)
     assert config.codebook_size == 128
 

@@ -52,6 +52,8 @@ class NARDecoder(nn.Module):
         self.transformer = Transformer(
             causal=False, condition_dim=width + (condition_dim or 0), **transformer
         )
+        # The tables are small for the sake of the heads; absolute positions would drown them.
+        self.input_scale = 1.0 if self.transformer.positions is None else width**0.5
         size = max(codebook_sizes)
         self.embeddings = nn.ModuleList(nn.Embedding(size, width) for _ in range(num_quantizers))
         for table in self.embeddings:
@@ -127,8 +129,7 @@ class NARDecoder(nn.Module):
         for quantizer, table in enumerate(self.embeddings):
             known = is_prompt | (quantizer < stages)[:, None]
             total = total + table(arrangement.codes[:, quantizer]) * known[..., None]
-        # The tables are small for the sake of the heads; as inputs they must stand out.
-        return total * self.transformer.d_model**0.5
+        return total * self.input_scale
 
     def _positions(self, arrangement: Arrangement) -> Tensor:
         frames = torch.arange(arrangement.codes.shape[2], device=arrangement.codes.device)
