@@ -4,11 +4,12 @@
     python benchmarks/audiolm.py --cases d256 "d256 without cache"
 
 CPU seconds of random models with 4 quantizers of 1024 codes, behind a prompt of 150 frames; each
-case and repetition is a process of its own. The first half takes in the prompt and goes frame by
-frame; the second half takes prompt and new frames at once, for each of its three quantizers.
+case and repetition is a process of its own. The first half takes in the prompt and goes on frame
+by frame; the second half takes prompt and new frames at once, for each of its three quantizers.
 Packing the weights, once for many generations, is left out. Without a cache the first half computes
-everything anew for each frame, and must give the same greedy codes. Exits with 1 if a bar is
-missed; those of milliseconds and seconds are guide figures of one core that has nothing else to do.
+everything anew for each frame, and must give the same greedy codes. Training is without dropout.
+Exits with 1 if a bar is missed; those of milliseconds and seconds are guide figures of one core
+that has nothing else to do.
 """
 
 import argparse
@@ -136,23 +137,30 @@ def table(case: Case, results: dict[str, list[Result]]) -> list[Row]:
     runs = results[case.name]
     rows = training_rows(case, runs) if case.work == "train" else generation_rows(case, runs)
     if case.work == "without cache":
-        ratios = [run["without_cache"][0] / run["first_half"][0] for run in runs]
+        (frames,) = case.frames
+        ratios = [run["without_cache"][0] / first_half(run, frames) for run in runs]
         rows.append(at_least(case, "first half, times faster", ratios))
         whole = [
-            (run["without_cache"][0] + run["second_half"][0]) / whole_seconds(run) for run in runs
+            (run["without_cache"][0] + run["second_half"][0]) / both_halves(run, frames)
+            for run in runs
         ]
         rows.append(row_of(case, "both halves, times faster", whole))
     if case.weight_dtype is not None and "d1024" in results:
         pairs = zip(results["d1024"], runs, strict=True)
-        ratios = [plain["first_half"][0] / run["first_half"][0] for plain, run in pairs]
-        rows.append(at_least(case, "first half, times faster", ratios))
+        ratios = [plain["frame"][0] / run["frame"][0] for plain, run in pairs]
+        rows.append(at_least(case, "a frame, times faster", ratios))
     rows.append(row_of(case, "MiB peak", [run["peak"] / 2**20 for run in runs]))
     return rows
 
 
-def whole_seconds(run: Result) -> float:
-    """Of both halves, at the largest number of frames."""
-    return run["first_half"][-1] + run["second_half"][-1]
+def first_half(run: Result, frames: int) -> float:
+    """Seconds of the largest number of frames, the prompt included."""
+    return run["prompt"][-1] + run["frame"][-1] * (frames - 1)
+
+
+def both_halves(run: Result, frames: int) -> float:
+    """The same with the second half."""
+    return first_half(run, frames) + run["second_half"][-1]
 
 
 def training_rows(case: Case, runs: Sequence[Result]) -> list[Row]:
@@ -161,20 +169,22 @@ def training_rows(case: Case, runs: Sequence[Result]) -> list[Row]:
 
 
 def generation_rows(case: Case, runs: Sequence[Result]) -> list[Row]:
-    """Milliseconds of a frame at each length, how much they differ, and the second half's share."""
+    """Milliseconds of a new frame of the first half at each length, how much they differ, what the
+    prompt costs, everything together, and the second half's share."""
     rows, costs = [], []
     for index, frames in enumerate(case.frames):
-        count = frames * case.rows
-        costs.append([1000 * run["first_half"][index] / count for run in runs])
-        rows.append(at_most(case, f"first half, ms a frame of {frames}", costs[-1], case.bar))
+        costs.append([1000 * run["frame"][index] / case.rows for run in runs])
+        rows.append(at_most(case, f"a new frame of {frames}, ms", costs[-1], case.bar))
     if len(case.frames) > 1:
         medians = [median(cost) for cost in costs]
         bar = None if case.bar is None else FLAT
         rows.append(at_most(case, "largest / least of these", [max(medians) / min(medians)], bar))
-    count = case.frames[-1] * case.rows
-    whole = [1000 * whole_seconds(run) / count for run in runs]
-    rows.append(row_of(case, f"both halves, ms a frame of {case.frames[-1]}", whole))
-    shares = [run["second_half"][-1] / whole_seconds(run) for run in runs]
+    frames = case.frames[-1]
+    prompts = [1000 * run["prompt"][-1] / case.rows for run in runs]
+    rows.append(row_of(case, "prompt and first frame, ms", prompts))
+    whole = [1000 * both_halves(run, frames) / frames / case.rows for run in runs]
+    rows.append(row_of(case, f"all together, ms a frame of {frames}", whole))
+    shares = [run["second_half"][-1] / both_halves(run, frames) for run in runs]
     rows.append(row_of(case, "share of the second half", shares))
     return rows
 

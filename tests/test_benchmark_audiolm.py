@@ -21,5 +21,5 @@ def test_audiolm_is_measured(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in report.read_text().splitlines()]
     runs = {line["case"]: line["runs"][0] for line in lines if "runs" in line}
     assert list(runs) == cases
-    assert all(len(runs["tiny"][half]) == 2 for half in ("first_half", "second_half"))
+    assert all(len(runs["tiny"][part]) == 2 for part in ("prompt", "frame", "second_half"))
     assert runs["tiny train"]["losses"][-1] < runs["tiny train"]["losses"][0]

@@ -5,17 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from whalesong.demos.codes import SAMPLE_RATE, CodesDemo
 from whalesong.demos.processes import run_module
-from whalesong.demos.stages import DemoFolder, Stage, peak_memory_gib, run_stages
-
-SAMPLE_RATE = 16000
-CODEC_SECONDS = 1000.0
-"""Audio that the codec is fitted to."""
-SPLITS = ("train", "validation", "test")
+from whalesong.demos.stages import Stage, peak_memory_gib, run_stages
 
 
 @dataclass(frozen=True)
-class AudioLMDemo(DemoFolder):
+class AudioLMDemo(CodesDemo):
     """Sizes of the demo.
 
     Attributes:
@@ -26,6 +22,8 @@ class AudioLMDemo(DemoFolder):
     """
 
     name = "audiolm"
+    codebook_size = 128
+    codec_seconds = 1000.0
 
     num_train: int = 1200
     num_validation: int = 32
@@ -71,16 +69,6 @@ class AudioLMDemo(DemoFolder):
             "predict.generation.max_seconds=6"
         )
 
-    @property
-    def codec(self) -> Path:
-        """The codec."""
-        return self.folder / "codec.safetensors"
-
-    @property
-    def tokenized(self) -> Path:
-        """Exists when all of the corpus has codes."""
-        return self.folder / "tokenized"
-
     def write_corpus(self) -> None:
         """lhotse shar of train, validation and test, each with motifs of its own."""
         from whalesong.corpora.melodies import write_melodies
@@ -92,31 +80,6 @@ class AudioLMDemo(DemoFolder):
             num_test=self.num_test,
             sample_rate=SAMPLE_RATE,
         )
-
-    def fit_codec(self) -> None:
-        """Residual k-means on log-mel frames: 4 codebooks of 128, 50 frames a second."""
-        from whalesong.modules.codec.files import save_codec
-        from whalesong.modules.codec.training import CodecRecipe
-        from whalesong.sound.make_codec import make_codec, read_recordings
-
-        audio = read_recordings(
-            self.corpus / "train", sample_rate=SAMPLE_RATE, max_seconds=CODEC_SECONDS
-        )
-        sizes = {"num_codebooks": 4, "codebook_size": 128}
-        recipe = CodecRecipe(seed=0)
-        save_codec(
-            make_codec("mel_rvq", audio, sample_rate=SAMPLE_RATE, recipe=recipe, **sizes),
-            self.codec,
-        )
-
-    def tokenize(self) -> None:
-        """Codes beside the recordings of every split."""
-        from whalesong.sound.tokenize import read_pretransform, tokenize_shar
-
-        section = read_pretransform(self.codec)
-        for split in SPLITS:
-            tokenize_shar(self.corpus / split, section, jobs=2)
-        self.tokenized.touch()
 
     def train(self) -> None:
         """Training from YAML, as any user would start it."""

@@ -5,19 +5,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from whalesong.demos.codes import SAMPLE_RATE, CodesDemo
 from whalesong.demos.processes import run_module
-from whalesong.demos.stages import DemoFolder, Stage, peak_memory_gib, run_stages
+from whalesong.demos.stages import Stage, peak_memory_gib, run_stages
 
-SAMPLE_RATE = 16000
-CODEC_SECONDS = 600.0
-"""Audio that the codec is fitted to."""
 MAX_WORDS = 1000
 """Bound for the tokens of captions; there are about half as many."""
-SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
-class MusicDemo(DemoFolder):
+class MusicDemo(CodesDemo):
     """Sizes of the demo.
 
     Attributes:
@@ -28,6 +25,8 @@ class MusicDemo(DemoFolder):
     """
 
     name = "music"
+    codebook_size = 256
+    codec_seconds = 600.0
 
     num_train: int = 2000
     num_validation: int = 48
@@ -74,16 +73,6 @@ class MusicDemo(DemoFolder):
         """The tokenizer of the captions."""
         return self.folder / "words"
 
-    @property
-    def codec(self) -> Path:
-        """The codec."""
-        return self.folder / "codec.safetensors"
-
-    @property
-    def tokenized(self) -> Path:
-        """Exists when all of the corpus has codes."""
-        return self.folder / "tokenized"
-
     def write_corpus(self) -> None:
         """lhotse shar of train, validation and test, the last with combinations of its own."""
         from whalesong.corpora.music_loops import write_music_loops
@@ -108,31 +97,6 @@ class MusicDemo(DemoFolder):
         captions = [cut.supervisions[0].text.replace(",", " ,").replace(":", " :") for cut in cuts]
         with atomic_folder(self.words) as partial:
             train_tokenizer(captions, max_vocab_size=MAX_WORDS).save_pretrained(partial)
-
-    def fit_codec(self) -> None:
-        """Residual k-means on log-mel frames: 4 codebooks of 256, 50 frames a second."""
-        from whalesong.modules.codec.files import save_codec
-        from whalesong.modules.codec.training import CodecRecipe
-        from whalesong.sound.make_codec import make_codec, read_recordings
-
-        audio = read_recordings(
-            self.corpus / "train", sample_rate=SAMPLE_RATE, max_seconds=CODEC_SECONDS
-        )
-        sizes = {"num_codebooks": 4, "codebook_size": 256}
-        recipe = CodecRecipe(seed=0)
-        save_codec(
-            make_codec("mel_rvq", audio, sample_rate=SAMPLE_RATE, recipe=recipe, **sizes),
-            self.codec,
-        )
-
-    def tokenize(self) -> None:
-        """Codes beside the recordings of every split."""
-        from whalesong.sound.tokenize import read_pretransform, tokenize_shar
-
-        section = read_pretransform(self.codec)
-        for split in SPLITS:
-            tokenize_shar(self.corpus / split, section, jobs=2)
-        self.tokenized.touch()
 
     def train(self) -> None:
         """Training from YAML, as any user would start it."""

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from whalesong.core.errors import ConfigError
 from whalesong.core.freezing import freeze_parameters
 from whalesong.core.job_config import PredictConfig
-from whalesong.core.language_model import LanguageModelPT
 from whalesong.core.optim import drop_zero_gradients
 from whalesong.core.parts import Batch, Evaluation, Parts
 from whalesong.core.schema import validate
@@ -19,7 +18,7 @@ from whalesong.metrics.stage_accuracy import StageAccuracy
 from whalesong.models.audiolm.audio_generator import GeneratedAudio
 from whalesong.models.audiolm.build import build_wrapper, conditions_of
 from whalesong.models.audiolm.collator import AudioLMCollator
-from whalesong.models.audiolm.config import AudioLMConfig
+from whalesong.models.audiolm.config import AudioLMConfig, AudioLMSamples
 from whalesong.models.audiolm.loss import AudioLMLoss
 from whalesong.models.audiolm.predictor import AudioLMPredictor
 from whalesong.models.audiolm.stream import AudioStream
@@ -28,14 +27,15 @@ from whalesong.models.audiolm.wrapper import AudioLMWrapper
 from whalesong.modules.lora import add_lora, canonical_name, is_lora, layer_settings
 from whalesong.sound.assets import collect_assets
 from whalesong.sound.codec_info import describe_codec
-from whalesong.sound.conditions import TEXT_TYPES, condition_sources, ids_of
+from whalesong.sound.conditions import condition_sources
 from whalesong.sound.rows import Clip
+from whalesong.sound.sound_model import SoundModelPT
 
 DRAWS = "stage_draws"
 """Key of a checkpoint."""
 
 
-class AudioLMModel(LanguageModelPT):
+class AudioLMModel(SoundModelPT):
     """Goes on from a prompt of audio codes: first quantizers autoregressive, others all at once.
 
     There is no semantic stage as in Google's AudioLM; it is VALL-E with audio in the place of text.
@@ -67,36 +67,15 @@ class AudioLMModel(LanguageModelPT):
         )
         for half in halves(model):
             half.transformer.checkpointing = config.activation_checkpointing
-        self._conditions = conditions_of(config)
-        self._samples, self._num_validations = config.samples, 0
+        self.conditions, self.samples = conditions_of(config), config.samples
         return self._compose(model, config)
-
-    @property
-    def sample_rate(self) -> int:
-        """Samples per second of what goes in and comes out."""
-        return self.model.sample_rate
-
-    @property
-    def condition_ids(self) -> list[str]:
-        """Ids of all conditions."""
-        return [item.id for item in self._conditions]
-
-    @property
-    def text_ids(self) -> list[str]:
-        """Ids of the conditions that are texts."""
-        return ids_of(self._conditions, TEXT_TYPES)
-
-    @property
-    def recording_ids(self) -> list[str]:
-        """Ids of the conditions that are recordings: none, for that is the prompt."""
-        return []
 
     # -- training ---------------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
         """Refuse recordings of `model.samples` that do not exist before they are needed."""
-        if self._samples is not None:
-            check_samples(self._samples)
+        if self.samples is not None:
+            check_samples(self.samples)
         super().on_fit_start()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -118,26 +97,13 @@ class AudioLMModel(LanguageModelPT):
         if DRAWS in checkpoint:
             self.parts.loss.draws.load_state_dict(checkpoint[DRAWS])
 
-    def on_validation_epoch_end(self) -> None:
-        """Log the values, and at times continuations of the audio of `model.samples`."""
-        super().on_validation_epoch_end()
-        if self._samples is None or self.trainer.sanity_checking or self._is_sharded:
-            return
-        self._num_validations += 1
-        if self._num_validations % self._samples.every_n_validations == 0 and self.global_rank == 0:
-            log_continuations(self, self._samples)
+    def log_samples(self, settings: AudioLMSamples) -> None:
+        """Go on from the recordings of `model.samples`."""
+        log_continuations(self, settings)
 
     def sharding_blocks(self) -> Iterable[nn.Module]:
         """Layers of both halves."""
         return [layer for half in halves(self.model) for layer in half.transformer.layers]
-
-    def load_state_dict(self, *arguments: Any, **options: Any) -> Any:
-        """Load the weights; from then on codes must be those of the codec that came with them."""
-        result = super().load_state_dict(*arguments, **options)
-        codec = describe_codec(self.model.pretransform)
-        for collator in (self.parts.train_collator, self.parts.validation_collator):
-            collator.codec = codec
-        return result
 
     # -- use --------------------------------------------------------------------------------------
 
@@ -188,7 +154,7 @@ class AudioLMModel(LanguageModelPT):
         shared = {
             "prompt": config.prompt,
             "max_frames": None if window is None else codec.num_frames(window),
-            "condition_keys": condition_sources(self._conditions, keys)["condition_keys"],
+            "condition_keys": condition_sources(self.conditions, keys)["condition_keys"],
             "predict_eos": config.predict_eos,
             "codebook_sizes": model.lm.codebook_sizes,
             "strict": config.strict_audio,

@@ -9,12 +9,11 @@ from torch import Tensor, nn
 from whalesong.core.errors import ConfigError
 from whalesong.core.freezing import freeze_parameters
 from whalesong.core.job_config import PredictConfig
-from whalesong.core.language_model import LanguageModelPT
 from whalesong.core.parts import Batch, Evaluation, Parts
 from whalesong.data.datamodule import build_loader
 from whalesong.metrics.likelihood import CodeLikelihood
 from whalesong.models.codec_lm.collator import CodecLMCollator
-from whalesong.models.codec_lm.config import CodecLMConfig
+from whalesong.models.codec_lm.config import CodecLMConfig, SampleSettings
 from whalesong.models.codec_lm.factory import build_audio_lm, check_audio_lm_config
 from whalesong.models.codec_lm.generation import GeneratedAudio
 from whalesong.models.codec_lm.loss import CodecLMLoss
@@ -25,13 +24,14 @@ from whalesong.modules.conditioning.section import ConditionerSection
 from whalesong.modules.lora import add_lora, canonical_name, is_lora, layer_settings
 from whalesong.sound.assets import collect_assets
 from whalesong.sound.codec_info import describe_codec
-from whalesong.sound.conditions import RECORDING_TYPES, TEXT_TYPES, condition_sources, ids_of
+from whalesong.sound.conditions import condition_sources
 from whalesong.sound.rows import Metadata
+from whalesong.sound.sound_model import SoundModelPT
 
 FACTORY_KEYS = ("lm", "pretransform", "conditioning")
 
 
-class CodecLMModel(LanguageModelPT):
+class CodecLMModel(SoundModelPT):
     """Language model on codes of an audio codec, under text, audio and other conditions.
 
     Music models are configurations of it: a prefix of text before interleaved codes, or
@@ -64,29 +64,8 @@ class CodecLMModel(LanguageModelPT):
         if section.get("activation_checkpointing"):
             model.lm.backbone.transformer.checkpointing = True
         config = CodecLMConfig.model_validate(section)
-        self._conditions = used_conditions(config)
-        self._samples, self._num_validations = config.samples, 0
+        self.conditions, self.samples = used_conditions(config), config.samples
         return self._compose(model, config)
-
-    @property
-    def sample_rate(self) -> int:
-        """Samples per second of what goes in and comes out."""
-        return self.model.sample_rate
-
-    @property
-    def condition_ids(self) -> list[str]:
-        """Ids of all conditions."""
-        return [item.id for item in self._conditions]
-
-    @property
-    def text_ids(self) -> list[str]:
-        """Ids of the conditions that are texts."""
-        return ids_of(self._conditions, TEXT_TYPES)
-
-    @property
-    def recording_ids(self) -> list[str]:
-        """Ids of the conditions that are recordings."""
-        return ids_of(self._conditions, RECORDING_TYPES)
 
     def generate_audio(
         self, conditioning: Metadata | None = None, **generation: Any
@@ -103,14 +82,9 @@ class CodecLMModel(LanguageModelPT):
         """Yield audio while it is generated; see `AudioLanguageModelWrapper.stream_audio`."""
         return self.model.stream_audio(conditioning, **{**self._generation(), **generation})
 
-    def on_validation_epoch_end(self) -> None:
-        """Log the values, and at times samples for the prompts of `model.samples`."""
-        super().on_validation_epoch_end()
-        if self._samples is None or self.trainer.sanity_checking or self._is_sharded:
-            return
-        self._num_validations += 1
-        if self._num_validations % self._samples.every_n_validations == 0 and self.global_rank == 0:
-            log_fixed_prompts(self, self._samples)
+    def log_samples(self, settings: SampleSettings) -> None:
+        """Generate for the prompts of `model.samples`."""
+        log_fixed_prompts(self, settings)
 
     def evaluate(self, loader: Iterable[Batch], *, description: str) -> Evaluation:
         """Likelihood of the codes of a test set."""
@@ -124,14 +98,6 @@ class CodecLMModel(LanguageModelPT):
         settings = self.parts.predictor.settings.model_dump()
         return {**settings, "window_seconds": self.parts.predictor.window_seconds}
 
-    def load_state_dict(self, *arguments: Any, **options: Any) -> Any:
-        """Load the weights; from then on codes must be those of the codec that came with them."""
-        result = super().load_state_dict(*arguments, **options)
-        codec = describe_codec(self.model.pretransform)
-        for collator in (self.parts.train_collator, self.parts.validation_collator):
-            collator.codec = codec
-        return result
-
     def sharding_blocks(self) -> Iterable[nn.Module]:
         """Layers of the backbone."""
         return self.model.lm.backbone.transformer.layers
@@ -143,7 +109,7 @@ class CodecLMModel(LanguageModelPT):
         shared = {
             "max_frames": None if window is None else codec.num_frames(window),
             "strict": config.strict_audio,
-            **condition_sources(self._conditions, keys),
+            **condition_sources(self.conditions, keys),
         }
         return Parts(
             model=model,
