@@ -3,23 +3,8 @@
 Run again, it goes on where it stopped.
 """
 
-import argparse
-from pathlib import Path
-
 from whalesong.demos.music import MusicDemo
-
-
-def main() -> None:
-    """Parse the command line and run the stages."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--folder", type=Path, default=Path("demo/music"), help="where all is written"
-    )
-    parser.add_argument("--short", action="store_true", help="a few steps of everything, for CI")
-    options = parser.parse_args()
-    demo = MusicDemo.short(options.folder) if options.short else MusicDemo(options.folder)
-    demo.run()
-
+from whalesong.demos.stages import run_demo
 
 if __name__ == "__main__":
-    main()
+    run_demo(MusicDemo, description=__doc__)

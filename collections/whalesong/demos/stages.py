@@ -1,5 +1,6 @@
 """Stages that are kept: a demo that is run again goes on where it stopped."""
 
+import argparse
 import resource
 import signal
 import sys
@@ -7,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Self
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,15 @@ class DemoFolder:
     name: ClassVar[str]
 
     folder: Path
+
+    @classmethod
+    def short(cls, folder: Path) -> Self:
+        """A few steps of everything."""
+        raise NotImplementedError
+
+    def run(self) -> None:
+        """Run what is not there yet and print the outcome."""
+        raise NotImplementedError
 
     @property
     def corpus(self) -> Path:
@@ -46,6 +56,22 @@ class DemoFolder:
     def report(self) -> Path:
         """The page with curves and examples."""
         return self.folder / "report.html"
+
+
+def run_demo(demo: type[DemoFolder], *, description: str) -> None:
+    """Parse the command line of a demo's script and run its stages.
+
+    Args:
+        demo: of the script.
+        description: the first line is shown by `--help`.
+    """
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    folder = Path("demo") / demo.name
+    parser.add_argument("--folder", type=Path, default=folder, help="where all is written")
+    parser.add_argument("--short", action="store_true", help="a few steps of everything, for CI")
+    options = parser.parse_args()
+    chosen = demo.short(options.folder) if options.short else demo(options.folder)
+    chosen.run()
 
 
 @dataclass(frozen=True)
