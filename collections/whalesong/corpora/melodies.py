@@ -10,17 +10,17 @@ import random
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from lhotse import MonoCut
 
-from whalesong.core.atomic import atomic_folder
 from whalesong.core.errors import ConfigError
 from whalesong.corpora.grammar import Split
 from whalesong.corpora.instruments import partials, shaped
 from whalesong.corpora.music_captions import midi_to_hz
-from whalesong.corpora.music_shar import SplitSummary, as_cut, write_split
+from whalesong.corpora.music_shar import SplitSummary, as_cut, write_splits
 from whalesong.corpora.splits import split_counts
 
 FRAME_RATE = 50
@@ -121,18 +121,8 @@ def write_melodies(
         shard_size=shard_size,
     )
     _check(seconds, sample_rate)
-    with atomic_folder(folder) as partial:
-        return {
-            split: write_split(
-                partial / split,
-                synthesize_melodies(
-                    split=split, count=count, seed=seed, seconds=seconds, sample_rate=sample_rate
-                ),
-                count=count,
-                shard_size=shard_size,
-            )
-            for split, count in counts.items()
-        }
+    cuts_of = partial(synthesize_melodies, seed=seed, seconds=seconds, sample_rate=sample_rate)
+    return write_splits(folder, cuts_of, counts=counts, shard_size=shard_size)
 
 
 def _check(seconds: float, sample_rate: int) -> None:

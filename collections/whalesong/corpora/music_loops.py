@@ -3,12 +3,12 @@
 import random
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from lhotse import MonoCut
 
-from whalesong.core.atomic import atomic_folder
 from whalesong.core.errors import ConfigError
 from whalesong.corpora.grammar import Split
 from whalesong.corpora.instruments import DRUMS, INSTRUMENTS
@@ -21,7 +21,7 @@ from whalesong.corpora.music_captions import (
     midi_to_hz,
     styles,
 )
-from whalesong.corpora.music_shar import SplitSummary, as_cut, write_split
+from whalesong.corpora.music_shar import SplitSummary, as_cut, write_splits
 from whalesong.corpora.splits import split_counts
 
 CHORDS: tuple[tuple[int, ...], ...] = ((0, 3, 4, 0), (0, 5, 3, 4), (0, 4, 5, 3), (0, 1, 4, 0))
@@ -84,18 +84,8 @@ def write_music_loops(
     )
     if seconds < 2:
         raise ConfigError(f"`seconds` must be at least 2, but is {seconds} instead.")
-    with atomic_folder(folder) as partial:
-        return {
-            split: write_split(
-                partial / split,
-                synthesize_loops(
-                    split=split, count=count, seed=seed, seconds=seconds, sample_rate=sample_rate
-                ),
-                count=count,
-                shard_size=shard_size,
-            )
-            for split, count in counts.items()
-        }
+    cuts_of = partial(synthesize_loops, seed=seed, seconds=seconds, sample_rate=sample_rate)
+    return write_splits(folder, cuts_of, counts=counts, shard_size=shard_size)
 
 
 def synthesize_loops(

@@ -2,7 +2,7 @@
 
 import io
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,9 @@ import soundfile
 from lhotse import MonoCut, Recording, SupervisionSegment
 from lhotse.shar import SharWriter
 from tqdm.auto import tqdm
+
+from whalesong.core.atomic import atomic_folder
+from whalesong.corpora.grammar import Split
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,36 @@ def as_cut(
         supervisions=[supervision],
         custom=attributes,
     )
+
+
+def write_splits(
+    folder: str | Path,
+    cuts_of: Callable[..., Iterator[MonoCut]],
+    *,
+    counts: Mapping[Split, int],
+    shard_size: int,
+) -> dict[Split, SplitSummary]:
+    """Write a shar folder for each split; `folder` appears only when all of it is written.
+
+    Args:
+        folder: new or empty.
+        cuts_of: `(split=, count=) -> cuts`.
+        counts: cuts of each split.
+        shard_size: cuts of a shard.
+
+    Raises:
+        DataError: if `folder` is not empty.
+    """
+    with atomic_folder(folder) as partial:
+        return {
+            split: write_split(
+                partial / split,
+                cuts_of(split=split, count=count),
+                count=count,
+                shard_size=shard_size,
+            )
+            for split, count in counts.items()
+        }
 
 
 def write_split(
