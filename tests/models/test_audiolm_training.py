@@ -217,6 +217,16 @@ def test_resumed_training_equals_the_uninterrupted_one(
     assert all(torch.equal(tensor, weights(parts)[name]) for name, tensor in whole.items())
 
 
+def test_an_archive_does_not_point_at_the_one_it_began_with(
+    build_audiolm: Callable[..., Any], tmp_path: Path
+) -> None:
+    first, second = tmp_path / "first.nemo", tmp_path / "second.nemo"
+    build_audiolm().save_to(first)
+    build_audiolm(init_from=str(first)).save_to(second)
+    first.unlink()
+    assert whalesong.load(second).cfg.init_from is None
+
+
 def test_batches_may_be_limited_in_frames(train: Callable[..., Path]) -> None:
     limits = ["data.train_ds.batch_size=null", "data.train_ds.batch_tokens=100"]
     assert weights(train(*limits, steps=2))
@@ -225,8 +235,9 @@ def test_batches_may_be_limited_in_frames(train: Callable[..., Path]) -> None:
 @pytest.mark.parametrize("name", ["audio-lm", "AudioLM"])
 def test_the_model_is_known_by_its_names(train: Callable[..., Path], name: str) -> None:
     logs = train(f"model.target={name}", steps=1)
-    restored = whalesong.load(next((logs / "checkpoints").glob("*.nemo")))
-    assert type(restored) is whalesong.AudioLMModel
+    archive = next((logs / "checkpoints").glob("*.nemo"))
+    assert type(whalesong.load(archive)) is whalesong.AudioLMModel
+    assert type(whalesong.AudioLMModel.restore_from(archive)) is whalesong.AudioLMModel
 
 
 def test_an_archive_gives_the_same_loss_elsewhere(

@@ -108,6 +108,8 @@ class ArchivedModel(ModelPT):
     ) -> Any:
         """Build the model of an open, tested archive and fill in its weights."""
         slim = archive.kind == "slim"
+        if config.get("init_from") is not None:
+            config.init_from = None  # the weights are here; an archive may not point at other files
         assets = None if slim else {name: archive.read_file(name) for name in archive.files}
         model = cls(cfg=config, trainer=trainer, assets=assets)
         tensors = archive.tensors()

@@ -41,7 +41,8 @@ class PredictConfig(Schema):
     end: list[str] = []
     """For models of sound: audio files that the answers lead to; what lies between is filled in."""
     generation: dict[str, Any] = {}
-    """For models of sound: keys of `model.generation`, `seed` and `num_candidates`."""
+    """For models of sound: keys of `model.generation`, `seed`, `num_candidates`, and for AudioLM
+    `stream`."""
     output_dir: str | None = None
     """For models of sound: the folder of the wav files that come out."""
     output_file: str | None = None
