@@ -67,7 +67,7 @@ CASES = (
 )
 BY_DEFAULT = [case.name for case in CASES if not case.name.startswith("tiny")]
 FLAT = 1.15
-LEAST_RATIOS = {"d256 without cache": 10.0, "d1024 float16": 1.7, "d1024 int8": 1.7}
+LEAST_RATIOS = {"d256 without cache": 10.0, "d1024 int8": 1.7}
 
 
 @dataclass
