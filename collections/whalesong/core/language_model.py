@@ -86,10 +86,10 @@ class LanguageModelPT(ArchivedModel):
         """
         consumed = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
         torch.manual_seed(mix(self.seed, self.global_rank, consumed))
-        # Not the trainer's epoch: it has none over endless data, and stopping in one ends it.
-        epoch = getattr(self.trainer.train_dataloader, "epoch", self.current_epoch)
         for config in self.trainer.lr_scheduler_configs:
             if hasattr(config.scheduler, "step_epoch"):
+                # The trainer has no epochs over endless data, and stopping ends the one it is in.
+                epoch = getattr(self.trainer.train_dataloader, "epoch", self.current_epoch)
                 config.scheduler.step_epoch(epoch)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

@@ -30,11 +30,6 @@ class Prompt(NamedTuple):
     start: Tensor
     """(B,) position of the separator, behind which the target goes on counting."""
 
-    @property
-    def mask(self) -> Tensor:
-        """(B, S), True = keep."""
-        return torch.arange(self.embeds.shape[1], device=self.lens.device) < self.lens[:, None]
-
 
 class Score(NamedTuple):
     """Logits of everything that is learned of a batch, with its labels."""
@@ -101,11 +96,7 @@ class ARDecoder(nn.Module):
         if ar_pattern == "delayed" and ar_group > 1:
             raise ValueError("`ar_pattern` must be 'parallel' where `ar_group` is above 1, but is "
                              "'delayed'.")  # fmt: skip
-        self.num_quantizers, self.ar_quantizers, self.ar_group = (
-            num_quantizers,
-            ar_quantizers,
-            ar_group,
-        )
+        self.ar_quantizers, self.ar_group = ar_quantizers, ar_group
         self.codebook_size = max(codebook_sizes)
         self.num_columns = ar_quantizers * ar_group
         self.restart_positions, self.causal_prompt = restart_positions, causal_prompt

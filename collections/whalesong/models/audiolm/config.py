@@ -8,6 +8,7 @@ from whalesong.core.model_config import ModelConfig
 from whalesong.core.schema import Schema, validate
 from whalesong.modules.codec.config import pretransform_union
 from whalesong.modules.conditioning.section import ConditioningSection
+from whalesong.sound.decoding_settings import DecodingSettings
 
 PromptMode = Literal["prefix", "infill", "none", "segment", "neighbour"]
 NARStage = Literal["batch", "sample", "all"]
@@ -56,7 +57,7 @@ class PromptSettings(Schema):
         return split
 
 
-class GenerationSettings(Schema):
+class GenerationSettings(DecodingSettings):
     """Defaults of generation."""
 
     max_seconds: float = Field(10.0, gt=0)
@@ -65,14 +66,6 @@ class GenerationSettings(Schema):
     """Shortest new audio; before, the model cannot end it."""
     stop_on_eos: bool = True
     """End where the model ends the recording; else always at `max_seconds`."""
-    temperature: float = Field(1.0, ge=0)
-    """Of the autoregressive half; 0 takes the most probable code."""
-    top_k: int = Field(0, ge=0)
-    """Only the most probable codes; 0 for all."""
-    top_p: float = Field(0.0, ge=0, le=1)
-    """Only the smallest set of codes with this probability; 0 for all."""
-    min_p: float = Field(0.0, ge=0, le=1)
-    """Only codes with at least this share of the greatest probability."""
     repetition_window: int = Field(0, ge=0)
     """Repetition-aware sampling (VALL-E 2): codes that are looked back on; 0 for none."""
     repetition_threshold: float = Field(0.1, ge=0, le=1)
@@ -85,11 +78,6 @@ class GenerationSettings(Schema):
     """The other half takes new audio in pieces of this length, as streaming does; null at once."""
     return_prompt: bool = True
     """What comes out begins with the prompt."""
-    compile: Literal["auto", "never"] = "auto"
-    """auto captures a step as one CUDA graph on a GPU."""
-    weight_dtype: Literal["float32", "bfloat16", "float16", "int8"] | None = None
-    """Precision of the weights in generation; null keeps that of the model. On a CPU float16 and
-    int8 make large models more than twice as fast."""
 
     @model_validator(mode="after")
     def _lengths(self) -> "GenerationSettings":

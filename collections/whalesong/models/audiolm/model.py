@@ -87,7 +87,7 @@ class AudioLM(nn.Module):
             raise ValueError(f"`ar_quantizers` must be from 1 to `num_quantizers` "
                              f"({num_quantizers}), but is {ar_quantizers}.")  # fmt: skip
         self.num_quantizers, self.ar_quantizers = num_quantizers, ar_quantizers
-        self.ar_group, self.condition_dim = ar_group, condition_dim
+        self.ar_group = ar_group
         self.codebook_sizes = _sizes(codebook_size, num_quantizers)
         sizes = {"d_model": d_model, "nhead": nhead, "num_layers": num_layers, "dropout": dropout}
         shared = {"ff_mult": ff_mult, "activation": activation, "norm": norm}

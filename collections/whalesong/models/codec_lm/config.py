@@ -3,7 +3,7 @@
 `lm`, `pretransform`, `conditioning` and `sample_rate` are those of `create_audio_lm_from_config`.
 """
 
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field
 
@@ -12,30 +12,20 @@ from whalesong.core.schema import Schema, validate
 from whalesong.models.codec_lm.factory_config import language_model_union
 from whalesong.modules.codec.config import pretransform_union
 from whalesong.modules.conditioning.section import ConditioningSection
+from whalesong.sound.decoding_settings import DecodingSettings
 
 
-class GenerationSettings(Schema):
+class GenerationSettings(DecodingSettings):
     """Defaults of generation."""
 
     seconds: float = Field(10.0, gt=0)
     """Length of what is generated, a prompt included."""
-    temperature: float = Field(1.0, ge=0)
-    """0 takes the most probable code."""
     top_k: int = Field(250, ge=0)
     """Only the most probable codes; 0 for all."""
-    top_p: float = Field(0.0, ge=0, le=1)
-    """Only the smallest set of codes with this probability; 0 for all."""
-    min_p: float = Field(0.0, ge=0, le=1)
-    """Only codes with at least this share of the greatest probability."""
     guidance_scale: float | dict[str, float] = 1.0
     """Strength of the conditions, of all or of each by its id; 1 generates without guidance."""
     stride_seconds: float | None = Field(None, gt=0)
     """Advance of the window for what is longer than it; null for half a window."""
-    compile: Literal["auto", "never"] = "auto"
-    """auto captures a step as one CUDA graph on a GPU."""
-    weight_dtype: Literal["float32", "bfloat16", "float16", "int8"] | None = None
-    """Precision of the weights in generation; null keeps that of the model. On a CPU float16 and
-    int8 make large models more than twice as fast."""
 
 
 def generation_settings(**values: Any) -> GenerationSettings:
