@@ -23,6 +23,7 @@ REQUIRES = [
     "peft>=0.18",
     "pydantic>=2.11,<3",
     "pyyaml>=6",
+    "sacrebleu>=2.5",
     "safetensors>=0.4",
     "sentencepiece>=0.2",
     "soundfile>=0.12",

@@ -13,6 +13,10 @@ _PUBLIC = {
     "load": "whalesong.core.archived_model",
     "AudioLMModel": "whalesong.models.audiolm.audiolm",
     "CodecLMModel": "whalesong.models.codec_lm.codec_lm",
+    "DuplexS2SModel": "whalesong.models.duplex_s2s.duplex_s2s",
+    "DuplexS2SSpeechDecoderModel": (
+        "whalesong.models.duplex_s2s_speech_decoder.duplex_s2s_speech_decoder"
+    ),
     "SALM": "whalesong.models.salm.salm",
     "create_audio_lm_from_config": "whalesong.models.codec_lm.factory",
 }
@@ -20,6 +24,8 @@ _PUBLIC = {
 __all__ = [
     "AudioLMModel",
     "CodecLMModel",
+    "DuplexS2SModel",
+    "DuplexS2SSpeechDecoderModel",
     "SALM",
     "__version__",
     "create_audio_lm_from_config",

@@ -46,6 +46,17 @@ FAMILIES = (
         "whalesong.models.audiolm.config.AudioLMConfig",
         aliases=("audio-lm", "audiolm"),
     ),
+    Family(
+        "DuplexS2SModel",
+        "whalesong.models.duplex_s2s.duplex_s2s.DuplexS2SModel",
+        "whalesong.models.duplex_s2s.config.DuplexS2SConfig",
+    ),
+    Family(
+        "DuplexS2SSpeechDecoderModel",
+        "whalesong.models.duplex_s2s_speech_decoder.duplex_s2s_speech_decoder."
+        "DuplexS2SSpeechDecoderModel",
+        "whalesong.models.duplex_s2s_speech_decoder.config.DuplexS2SSpeechDecoderConfig",
+    ),
 )
 
 

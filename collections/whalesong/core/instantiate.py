@@ -34,8 +34,10 @@ DEFAULT_TARGETS: frozenset[str] = frozenset(
                 "perception.AudioPerceptionModule",
                 "perception.IdentityConnector",
                 "perception.MultiLayerProjectionConnector",
+                "speech_generation.TransformerARSpeechDecoder",
             )
         ),
+        "whalesong.modules.speech_decoder.TransformerARSpeechDecoder",
         "whalesong.modules.adapters.QFormerAdapter",
         "whalesong.modules.adapters.StackingMLPAdapter",
         *(f"torch.optim.{name}" for name in ("Adam", "AdamW", "SGD")),

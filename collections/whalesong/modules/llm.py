@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 
 
 def load_llm(
@@ -55,23 +56,66 @@ def llm_from_config(config: dict, *, dtype: torch.dtype = torch.float32) -> PreT
     return AutoModelForCausalLM.from_config(architecture, dtype=dtype)
 
 
-def hidden_states(llm: PreTrainedModel, inputs_embeds: Tensor, attention_mask: Tensor) -> Tensor:
+def hidden_states(
+    llm: PreTrainedModel,
+    inputs_embeds: Tensor,
+    attention_mask: Tensor,
+    *,
+    window: int | None = None,
+) -> Tensor:
     """Run the LLM without its head.
 
     Args:
         llm: the causal LM.
         inputs_embeds: (B, T, D).
         attention_mask: (B, T), True = keep; padding may stand on either side.
+        window: a position sees itself and what is less than this before it; then padding stands on
+            the right.
 
     Returns:
         Final hidden states (B, T, D).
     """
+    windowed = window is not None and window < inputs_embeds.shape[1]
     return llm.base_model(
         inputs_embeds=inputs_embeds,
-        attention_mask=attention_mask.long(),
+        attention_mask=_band(inputs_embeds, window) if windowed else attention_mask.long(),
         position_ids=positions(attention_mask),
         use_cache=False,
     ).last_hidden_state
+
+
+def _band(inputs_embeds: Tensor, window: int) -> Tensor:
+    """What is added to the scores of attention within a window: (1, 1, T, T)."""
+    at = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device)
+    back = at[:, None] - at
+    seen = (back >= 0) & (back < window)
+    hidden = torch.finfo(inputs_embeds.dtype).min
+    return torch.zeros_like(seen, dtype=inputs_embeds.dtype).masked_fill(~seen, hidden)[None, None]
+
+
+def init_cache(llm: PreTrainedModel, *, window: int | None = None) -> Cache:
+    """An empty cache; with a window it holds no more than that many positions."""
+    count = llm.config.get_text_config().num_hidden_layers
+    if window is None:
+        return Cache(layers=[DynamicLayer() for _ in range(count)])
+    return Cache(layers=[DynamicSlidingWindowLayer(window) for _ in range(count)])
+
+
+def next_hidden_states(llm: PreTrainedModel, inputs_embeds: Tensor, cache: Cache) -> Tensor:
+    """Final hidden states (B, 1, D) of the next position, given its input (B, 1, D)."""
+    position = cache.get_seq_length()
+    return llm.base_model(
+        inputs_embeds=inputs_embeds,
+        position_ids=torch.full((1, 1), position, device=inputs_embeds.device),
+        past_key_values=cache,
+        use_cache=True,
+    ).last_hidden_state
+
+
+def max_positions(llm: PreTrainedModel, *, window: int | None) -> int | None:
+    """How long a sequence may become; None where attention is relative and has a window."""
+    is_relative = any("rotary" in name for name, _ in llm.named_modules())
+    return None if is_relative and window is not None else context_length(llm)
 
 
 def positions(attention_mask: Tensor) -> Tensor:

@@ -70,3 +70,19 @@ def encode_audio(
     return torch.cat(
         [frames[begin:end] for frames, (begin, end) in zip(encoded, spans, strict=True)]
     )
+
+
+def settle_modes(llm: nn.Module, perception: nn.Module, *, training: bool) -> None:
+    """Put what is frozen into evaluation mode: no dropout, dither or BatchNorm statistics."""
+    if not training:
+        return
+    for part in (llm, perception.encoder):
+        if is_frozen(part):
+            part.eval()
+    if is_frozen(perception.encoder):
+        perception.preprocessor.eval()
+
+
+def is_frozen(module: nn.Module) -> bool:
+    """No parameter of it is trained."""
+    return not any(parameter.requires_grad for parameter in module.parameters())

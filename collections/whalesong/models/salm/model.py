@@ -9,7 +9,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from whalesong.modules.frames import FrameCounter
 from whalesong.modules.llm import head_logits, hidden_states
-from whalesong.modules.perception import encode_audio
+from whalesong.modules.perception import encode_audio, settle_modes
 
 
 @dataclass
@@ -45,12 +45,7 @@ class SALMModel(nn.Module):
     def train(self, mode: bool = True) -> "SALMModel":
         """Frozen parts stay in evaluation mode: no dropout, dither or BatchNorm statistics."""
         super().train(mode)
-        encoder_is_frozen = _is_frozen(self.perception.encoder)
-        for part in (self.llm, self.perception.encoder):
-            if mode and _is_frozen(part):
-                part.eval()
-        if mode and encoder_is_frozen:
-            self.perception.preprocessor.eval()
+        settle_modes(self.llm, self.perception, training=mode)
         return self
 
     def embed(
@@ -151,7 +146,3 @@ class SALMModel(nn.Module):
         return 0.0 * encode_audio(self.perception, silence, lens, self.counter).sum().to(
             embeds.dtype
         )
-
-
-def _is_frozen(module: nn.Module) -> bool:
-    return not any(parameter.requires_grad for parameter in module.parameters())

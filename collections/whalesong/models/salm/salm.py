@@ -22,18 +22,19 @@ from whalesong.models.salm.config import GenerationSettings, SALMConfig
 from whalesong.models.salm.loss import SALMLoss
 from whalesong.models.salm.model import SALMModel
 from whalesong.models.salm.predictor import SALMPredictor
-from whalesong.models.salm.pretrained import (
+from whalesong.models.salm.requests import Prompt, read_requests
+from whalesong.models.salm.use import answer, generate_rows
+from whalesong.modules.frames import FrameCounter
+from whalesong.modules.llm import context_length, decoder_layers, generation_defaults
+from whalesong.modules.lora import add_lora
+from whalesong.modules.perception import frame_counter
+from whalesong.speech.names import canonical_names
+from whalesong.speech.pretrained import (
     build_llm,
     build_perception,
     build_tokenizer,
     collect_assets,
 )
-from whalesong.models.salm.requests import Prompt, read_requests
-from whalesong.models.salm.use import answer, generate_rows
-from whalesong.modules.frames import FrameCounter
-from whalesong.modules.llm import context_length, decoder_layers, generation_defaults
-from whalesong.modules.lora import add_lora, canonical_name, is_lora
-from whalesong.modules.perception import frame_counter
 
 
 class SALM(LanguageModelPT):
@@ -49,6 +50,8 @@ class SALM(LanguageModelPT):
         """Load or rebuild the LLM, its tokenizer and perception, add LoRA, freeze, and compose."""
         cfg = self.cfg
         self.tokenizer = build_tokenizer(cfg, assets)
+        tags = {"additional_special_tokens": [self.audio_locator_tag]}
+        self.tokenizer.add_special_tokens(tags)
         prompts = PromptEncoder(
             self.tokenizer,
             prompt_format=cfg.get("prompt_format"),
@@ -200,26 +203,6 @@ class SALM(LanguageModelPT):
         if isinstance(batch, dict):
             return {key: self._to_device(value) for key, value in batch.items()}
         return batch.to(self.device) if isinstance(batch, torch.Tensor) else batch
-
-
-def canonical_names(llm: nn.Module) -> Any:
-    """Real parameter name -> the names that `freeze_params` may use.
-
-    The same with and without LoRA; LoRA's own parameters have none, so they are always trained.
-    NeMo keeps the embedding beside the LLM, so `embed_tokens.weight` names it here, too; and the
-    encoder is `perception.encoder` also where an adapter reads several of its layers.
-    """
-    embedding = llm.get_input_embeddings()
-    path = next(name for name, module in llm.named_modules() if module is embedding)
-
-    def names_of(name: str) -> list[str]:
-        if is_lora(name):
-            return []
-        canonical = canonical_name(name).replace(".encoder_multilayer.encoder.", ".encoder.")
-        inside = canonical.removeprefix(f"llm.{path}.")
-        return [canonical] if inside == canonical else [canonical, f"embed_tokens.{inside}"]
-
-    return names_of
 
 
 def pad_token_id(tokenizer: Any) -> int:

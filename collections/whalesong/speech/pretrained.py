@@ -1,4 +1,4 @@
-"""The pretrained parts of SALM: from folders and `.nemo` files to train, then from an archive."""
+"""The pretrained parts: from folders and `.nemo` files to train, then from an archive."""
 
 import json
 import tempfile
@@ -37,18 +37,13 @@ def build_llm(cfg: DictConfig, assets: Mapping[str, bytes] | None) -> PreTrained
 
 
 def build_tokenizer(cfg: DictConfig, assets: Mapping[str, bytes] | None) -> Any:
-    """NeMo's `AutoTokenizer` of the LLM, which also knows the audio tag."""
+    """NeMo's `AutoTokenizer` of the LLM."""
     if assets is None:
-        tokenizer = _load_tokenizer(cfg.pretrained_llm)
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            for name, content in assets.items():
-                (Path(folder) / name).write_bytes(content)
-            tokenizer = _load_tokenizer(folder)
-    tokenizer.add_special_tokens(
-        {"additional_special_tokens": [cfg.get("audio_locator_tag", "<audio>")]}
-    )
-    return tokenizer
+        return _load_tokenizer(cfg.pretrained_llm)
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in assets.items():
+            (Path(folder) / name).write_bytes(content)
+        return _load_tokenizer(folder)
 
 
 def collect_assets(llm: PreTrainedModel, tokenizer: Any) -> dict[str, bytes]:
@@ -116,8 +111,12 @@ def complete_perception(cfg: DictConfig, asr: ASRModel | None, *, llm_width: int
                 adapter[key] = perception.encoder.d_model
 
 
-def load_asr(name_or_path: str) -> ASRModel:
+def load_asr(name_or_path: str, *, key: str = "model.pretrained_asr") -> ASRModel:
     """Load a NeMo ASR model from a `.nemo` file or by its published name.
+
+    Args:
+        name_or_path: of the model.
+        key: where the name stands in the YAML, for errors.
 
     Raises:
         ConfigError: there is no such file and the name cannot be reached.
@@ -125,15 +124,11 @@ def load_asr(name_or_path: str) -> ASRModel:
     if Path(name_or_path).is_file():
         return ASRModel.restore_from(name_or_path, map_location="cpu").eval()
     if name_or_path.endswith(".nemo"):
-        raise ConfigError(
-            f"`model.pretrained_asr` must be an existing file, but '{name_or_path}' is not."
-        )
+        raise ConfigError(f"`{key}` must be an existing file, but '{name_or_path}' is not.")
     try:
         return ASRModel.from_pretrained(name_or_path, map_location="cpu").eval()
     except Exception as error:  # NeMo's hub code raises what its transport raises
-        raise ConfigError(
-            f"`model.pretrained_asr`: {describe_missing(name_or_path, error)}"
-        ) from error
+        raise ConfigError(f"`{key}`: {describe_missing(name_or_path, error)}") from error
 
 
 @torch.no_grad()

@@ -1,0 +1,1 @@
+"""What the duplex families share: two channels in time, the loop over frames, sessions."""

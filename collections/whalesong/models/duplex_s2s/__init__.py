@@ -1,0 +1,1 @@
+"""Duplex speech to speech, codes from heads on the LLM."""

@@ -1,0 +1,1 @@
+"""Duplex speech to speech, codes from a speech decoder behind the LLM."""

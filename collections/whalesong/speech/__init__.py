@@ -1,0 +1,1 @@
+"""What families with perception and a pretrained LLM share: loading, rebuilding, names."""
