@@ -393,3 +393,184 @@ def small_audiolm_job(mel_rvq: Path, music_shar: Path) -> list[str]:
         "trainer.accelerator=cpu",
         "trainer.enable_progress_bar=false",
     ]
+
+
+@pytest.fixture(scope="session")
+def dialogues() -> list[Any]:
+    """Twelve conversations of 2 to 4 s: (user (N,) at 16 kHz, agent (N',) at 22,050 Hz, turns).
+
+    Each turn is (speaker, begin, duration, text); the agent hums while it speaks.
+    """
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    made = []
+    for index in range(12):
+        seconds = 2 + 0.17 * index
+        words = TEXTS[index % 2].split()[: 2 + index % 4]
+        turns = [("user", 0.1, 0.8, " ".join(words)), ("agent", 1.04, 0.72, " ".join(words[:3]))]
+        if seconds > 3:
+            turns += [("user", 1.9, 0.5, words[0]), ("agent", 2.4, 0.41, words[1])]
+        time = np.arange(round(22050 * seconds)) / 22050
+        agent = 0.3 * np.sin(2 * np.pi * 220 * 2 ** (index / 6) * time)
+        speaks = [(time >= begin) & (time < begin + length) for _, begin, length, _ in turns[1::2]]
+        agent = agent * np.any(speaks, axis=0) + 0.003 * rng.standard_normal(len(time))
+        user = 0.1 * rng.standard_normal(round(16000 * seconds))
+        made.append((user.astype(np.float32), agent.astype(np.float32), turns))
+    return made
+
+
+@pytest.fixture(scope="session")
+def duplex_shar(dialogues: list[Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The dialogues as lhotse shar, with a field for each side."""
+    import io
+
+    import soundfile
+    from lhotse import Recording, SupervisionSegment
+
+    from whalesong.data.shar import write_shar
+
+    def recording(samples: Any, sample_rate: int, id: str) -> Recording:
+        data = io.BytesIO()
+        soundfile.write(data, samples, sample_rate, format="WAV")
+        return Recording.from_bytes(data.getvalue(), recording_id=id)
+
+    cuts = []
+    for index, (user, agent, turns) in enumerate(dialogues):
+        id = f"talk{index}"
+        cut = recording(user, 16000, id).to_cut()
+        cut.id, cut.target_audio = id, recording(agent, 22050, f"{id}-agent")
+        cut.supervisions = [
+            SupervisionSegment(f"{id}-{n}", id, begin, duration, text=text, speaker=speaker)
+            for n, (speaker, begin, duration, text) in enumerate(turns)
+        ]
+        cuts.append(cut)
+    folder = tmp_path_factory.mktemp("duplex") / "shar"
+    write_shar(cuts, folder, fields={"recording": "flac", "target_audio": "flac"}, shard_size=4)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def duplex_codec(dialogues: list[Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A codec of 4 codebooks of 16 ids at 22,050 Hz and 12.5 frames/s, fitted on the agent."""
+    import torch
+
+    from whalesong.modules.codec.files import save_codec
+    from whalesong.modules.codec.mel_rvq import MelRVQSizes, fit_mel_rvq
+
+    path = tmp_path_factory.mktemp("codec") / "duplex.safetensors"
+    sizes = MelRVQSizes(
+        sample_rate=22050, hop_length=1764, n_fft=3528, n_mels=20, num_codebooks=4,
+        codebook_size=16, num_iterations=2, block_frames=2, context_frames=1, fade_frames=1,
+    )  # fmt: skip
+    clips = [torch.from_numpy(agent) for _, agent, _ in dialogues]
+    save_codec(fit_mel_rvq(clips, sizes, seed=0), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def causal_asr(tiny_asr: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained recognizer whose encoder hears nothing that is still to come, 12.5 frames/s."""
+    import tarfile
+
+    import torch
+    from nemo.collections.asr.models import EncDecCTCModelBPE
+    from nemo.utils import logging as nemo_logging
+    from omegaconf import OmegaConf
+
+    nemo_logging.setLevel(logging.ERROR)
+    folder = tmp_path_factory.mktemp("causal")
+    with tarfile.open(tiny_asr) as archive:
+        files = {Path(name).name: archive.extractfile(name) for name in archive.getnames()}
+        config = OmegaConf.create(files["model_config.yaml"].read().decode())
+        for ending in ("tokenizer.model", "vocab.txt"):
+            file = next(file for name, file in files.items() if name.endswith(ending))
+            (folder / ending).write_bytes(file.read())
+    config.tokenizer = {"dir": str(folder), "type": "bpe"}
+    config.preprocessor.update(normalize="NA", pad_to=0, dither=0.0)
+    config.encoder.update(
+        subsampling="dw_striding", subsampling_conv_channels=16, causal_downsampling=True,
+        att_context_size=[8, 0], conv_context_size="causal", conv_norm_type="layer_norm",
+    )  # fmt: skip
+    torch.manual_seed(0)
+    EncDecCTCModelBPE(cfg=config).save_to(str(folder / "asr.nemo"))
+    return folder / "asr.nemo"
+
+
+@pytest.fixture(scope="session")
+def duplex_config(
+    causal_asr: Path, tiny_llm: Callable[..., Path], duplex_codec: Path
+) -> Callable[..., dict[str, Any]]:
+    """The `model` section of a tiny duplex family; keyword arguments replace its keys."""
+
+    def config(family: str = "duplex_s2s", **changes: Any) -> dict[str, Any]:
+        connector = "nemo.collections.speechlm2.modules.perception.IdentityConnector"
+        section = {
+            "pretrained_llm": str(tiny_llm()),
+            "pretrained_asr": str(causal_asr),
+            "pretrained_audio_codec": str(duplex_codec),
+            "perception": {"modality_adapter": {"_target_": connector, "d_model": None}},
+            "optimizer": {"_target_": "torch.optim.AdamW", "lr": 1e-3},
+        }
+        if family == "duplex_s2s_speech_decoder":
+            section["speech_decoder"] = {
+                "d_model": 32, "n_layers": 2, "n_heads": 2, "d_kv": 16, "d_ff": 64, "dropout": 0.0,
+            }  # fmt: skip
+        section.update(changes)
+        return {key: value for key, value in section.items() if value is not None}
+
+    return config
+
+
+@pytest.fixture(scope="session")
+def build_duplex(duplex_config: Callable[..., dict[str, Any]]) -> Callable[..., Any]:
+    """A tiny model of a duplex family with fixed weights."""
+    import torch
+    from nemo.utils import logging as nemo_logging
+
+    import whalesong
+
+    nemo_logging.setLevel(logging.ERROR)
+    names = {
+        "duplex_s2s": "DuplexS2SModel",
+        "duplex_s2s_speech_decoder": "DuplexS2SSpeechDecoderModel",
+    }
+
+    def build(family: str = "duplex_s2s", **changes: Any) -> Any:
+        torch.manual_seed(0)
+        return getattr(whalesong, names[family])(duplex_config(family, **changes)).eval()
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def small_duplex_job(
+    causal_asr: Path, tiny_llm: Callable[..., Path], duplex_codec: Path, duplex_shar: Path
+) -> Callable[..., list[str]]:
+    """Arguments of `xlm` for a duplex training of seconds, without any chance in the data.
+
+    `small_duplex_job("s2s_duplex_speech_decoder")` names the config.
+    """
+
+    def job(config_name: str = "s2s_duplex") -> list[str]:
+        decoder = "{d_model: 32, n_layers: 2, n_heads: 2, d_kv: 16, d_ff: 64, dropout: 0}"
+        has_decoder = config_name == "s2s_duplex_speech_decoder"
+        return [
+            f"--config-name={config_name}",
+            "job_type=train",
+            f"model.pretrained_llm={tiny_llm()}",
+            f"model.pretrained_asr={causal_asr}",
+            f"model.pretrained_audio_codec={duplex_codec}",
+            "model.perception.encoder={}",
+            "model.lr_scheduler.warmup_steps=1",
+            *([f"model.speech_decoder={decoder}"] if has_decoder else []),
+            f"data.train_ds.input_cfg.0.shar_path={duplex_shar}",
+            "data.train_ds.num_workers=0",
+            "data.train_ds.batch_size=4",
+            f"data.validation_ds.datasets.val.shar_path={duplex_shar}",
+            "data.validation_ds.batch_size=4",
+            "trainer.accelerator=cpu",
+            "trainer.enable_progress_bar=false",
+        ]
+
+    return job

@@ -2,7 +2,13 @@
 
 import pytest
 
-from whalesong.metrics.text import WordErrorRate, character_edits, word_edits, word_error_rate
+from whalesong.metrics.text import (
+    WordErrorRate,
+    character_edits,
+    spoken_words,
+    word_edits,
+    word_error_rate,
+)
 
 
 @pytest.mark.parametrize(
@@ -33,3 +39,25 @@ def test_metric_sums_before_it_divides() -> None:
     right.update([{"reference": "a b c d", "hypothesis": "a b c d"}])
     totals = [a + b for a, b in zip(left.totals(), right.totals(), strict=True)]
     assert left.compute(totals) == {"wer": pytest.approx(1 / 6)}
+
+
+@pytest.mark.parametrize(
+    ("text", "heard"),
+    [
+        ("Okay, the lamp: ON!", "okay the lamp on"),
+        ("it's twenty-one  o\u2019clock", "it's twenty one o\u2019clock"),
+        ("'quoted' rock 'n' roll", "quoted rock n roll"),
+        ("\u0939\u093f\u0928\u094d\u0926\u0940 $5", "\u0939\u093f\u0928\u094d\u0926\u0940 5"),
+        ("?!", ""),
+        ("\u0130 a, b.", "i\u0307 a b"),
+    ],
+)
+def test_what_is_heard_of_a_text(text: str, heard: str) -> None:
+    assert spoken_words(text) == heard
+    assert spoken_words(heard) == heard
+
+
+def test_metric_of_other_keys_counts_the_rows_that_have_them() -> None:
+    metric = WordErrorRate("reference", "asr", "asr_wer", normalize=spoken_words)
+    metric.update([{"reference": "A, b", "asr": "a c"}, {"reference": "not recognized"}])
+    assert metric.compute(metric.totals()) == {"asr_wer": 0.5}

@@ -26,6 +26,10 @@ KINDS: dict[str, dict[str, Any]] = {
     "unit norm of heads": {"qk_norm": "l2", "attention_bias": True, "memory_dim": MEMORY},
     "wide heads": {"head_dim": 24, "rotary_dim": 16, "ff_dim": 20, "norm_bias": False},
 }
+CAUSAL_KINDS = KINDS | {
+    "window": {"window": 3, "rotary_dim": 8},
+    "window of one": {"window": 1, "memory_dim": MEMORY},
+}
 
 
 def build(**fields: Any) -> Transformer:
@@ -53,13 +57,13 @@ def close(given: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(given, expected, atol=2e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", CAUSAL_KINDS)
 @pytest.mark.parametrize("sizes", [[1] * 7, [3, 4], [4, 1, 2]], ids=str)
 @pytest.mark.parametrize("padding", [None, [0, 2, 5]], ids=["full rows", "left padding"])
 @torch.no_grad()
 def test_cached_equals_uncached(kind: str, sizes: list[int], padding: list[int] | None) -> None:
-    transformer = build(**KINDS[kind])
-    x, given = torch.randn(3, 7, WIDTH), conditions(KINDS[kind], 3)
+    transformer = build(**CAUSAL_KINDS[kind])
+    x, given = torch.randn(3, 7, WIDTH), conditions(CAUSAL_KINDS[kind], 3)
     keep = torch.arange(7) >= torch.tensor(padding or [0, 0, 0])[:, None]
     mask = keep if padding else None
     whole = transformer(x, mask=mask, **given)
@@ -71,6 +75,19 @@ def test_cached_equals_uncached(kind: str, sizes: list[int], padding: list[int] 
         pieces.append(transformer(x[:, start : start + size], mask=piece, cache=cache))
         start += size
     close(torch.cat(pieces, dim=1)[keep], whole[keep])
+
+
+@pytest.mark.parametrize("kind", CAUSAL_KINDS)
+@torch.no_grad()
+def test_selected_rows_of_a_cache_go_on_as_before(kind: str) -> None:
+    transformer, rows = build(**CAUSAL_KINDS[kind]), torch.tensor([2, 0])
+    x, given = torch.randn(3, 7, WIDTH), conditions(CAUSAL_KINDS[kind], 3)
+    mask = torch.arange(7) >= torch.tensor([[0], [1], [3]])
+    whole = transformer(x, mask=mask, **given)
+    cache = transformer.init_cache(3, 7, **given)
+    transformer(x[:, :4], mask=mask[:, :4], cache=cache)
+    cache.select(rows)
+    close(transformer(x[rows, 4:], cache=cache), whole[rows, 4:])
 
 
 @pytest.mark.parametrize("kind", ["rotary", "sinusoidal", "learned"])
@@ -126,12 +143,14 @@ def test_a_prompt_never_sees_its_target_and_is_seen_by_all_of_it() -> None:
     assert inward.tolist()[:2] == [[1, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0]]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("causal", [True, False], ids=["causal", "not causal"])
+@pytest.mark.parametrize(
+    ("kind", "causal"),
+    [(kind, True) for kind in CAUSAL_KINDS] + [(kind, False) for kind in KINDS],
+)
 @torch.no_grad()
 def test_a_row_alone_equals_the_row_in_its_batch(kind: str, causal: bool) -> None:
-    transformer = build(causal=causal, **KINDS[kind])
-    x, given = torch.randn(3, 7, WIDTH), conditions(KINDS[kind], 3)
+    transformer = build(causal=causal, **CAUSAL_KINDS[kind])
+    x, given = torch.randn(3, 7, WIDTH), conditions(CAUSAL_KINDS[kind], 3)
     for left in (True, False):
         lens = torch.tensor([7, 4, 1])
         index = torch.arange(7)
@@ -246,8 +265,10 @@ def test_sinusoidal_positions_are_those_of_musicgen() -> None:
         ({"rotary_dim": 10}, "at most the head size (8), but is 10."),
         ({"rotary_dim": 3}, "`rotary_dim` must be even"),
         ({"positions": "alibi"}, "'none', 'sinusoidal' or 'learned', but is 'alibi'."),
-        ({"activation": "tanh"}, "'gelu', 'relu', 'silu', 'swiglu', but is 'tanh'."),
+        ({"activation": "tanh"}, "'gelu_new', 'relu', 'silu', 'swiglu', but is 'tanh'."),
         ({"qk_norm": "dyt"}, "'none', 'layer' or 'l2', but is 'dyt'."),
+        ({"window": 0}, "`window` must be at least 1, but is 0."),
+        ({"window": 3, "causal": False}, "`causal` must be true with a `window`, but is false."),
         ({"norm": "dyt"}, "'layer_norm' or 'rms_norm', but is 'dyt'."),
     ],
 )
@@ -267,6 +288,8 @@ def test_wrong_uses_of_a_cache_are_named() -> None:
         transformer(x, cache=cache)
     with pytest.raises(ValueError, match="`causal` must be true"):
         build(causal=False).init_cache(1, 4)
+    with pytest.raises(ValueError, match="`max_len` must be given"):
+        transformer.init_cache(1)
     learned = build(positions="learned", max_positions=4)
     for use in (lambda: learned.init_cache(1, 5), lambda: learned(torch.randn(1, 5, WIDTH))):
         with pytest.raises(ValueError, match="at most 4 positions, .* but has 5"):

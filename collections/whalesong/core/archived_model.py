@@ -137,6 +137,7 @@ class ArchivedModel(ModelPT):
         """
         checkpoint = AtomicCheckpointIO().load_checkpoint(checkpoint_path, map_location or "cpu")
         model = cls(checkpoint["hyper_parameters"]["cfg"], trainer)
+        model.on_load_checkpoint(checkpoint)
         model.load_state_dict(checkpoint["state_dict"], strict=strict)
         return model.to(map_location or "cpu").eval()
 

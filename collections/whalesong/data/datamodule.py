@@ -32,14 +32,15 @@ class LanguageDataModule(LightningDataModule):
         """Nothing is read yet.
 
         Args:
-            train_collator: see `whalesong.core.parts.Collator`.
+            train_collator: see `whalesong.core.parts.Collator`; a `for_data(config)` that it has
+                gives the one that is used.
             validation_collator: that of validation and test; the train collator if None.
             measure_tokens: length of an example in tokens, for `batch_tokens` and token filters.
         """
         super().__init__()
         self.config = config
-        self.train_collator = train_collator
-        self.validation_collator = validation_collator or train_collator
+        self.train_collator = _fitted(train_collator, config)
+        self.validation_collator = _fitted(validation_collator or train_collator, config)
         self.measure_tokens = measure_tokens
         self._train_loader: BatchLoader | None = None
         self._loaders: list[BatchLoader] = []
@@ -212,11 +213,17 @@ class LanguageDataModule(LightningDataModule):
             )
 
 
+def _fitted(collator: Any, config: DataConfig) -> Any:
+    """The collator as the data section wants it, where that depends on it."""
+    return collator.for_data(config) if hasattr(collator, "for_data") else collator
+
+
 def fingerprint(config: DataConfig) -> dict[str, str]:
     """A digest of every key that decides which batches are trained on."""
     keys = config.train_ds.model_dump(exclude=set(FREE_KEYS), exclude_defaults=True)
     keys = {f"train_ds.{key}": value for key, value in keys.items()}
     keys |= {"on_bad_cut": config.on_bad_cut, "default_context": config.default_context}
+    keys |= config.model_dump(include={"input_roles", "output_roles"}, exclude_defaults=True)
     return {
         key: hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
         for key, value in keys.items()

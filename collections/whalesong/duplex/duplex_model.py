@@ -13,7 +13,7 @@ from whalesong.core.freezing import freeze_parameters
 from whalesong.core.job_config import PredictConfig
 from whalesong.core.language_model import LanguageModelPT
 from whalesong.core.parallel import checkpoint_activations
-from whalesong.core.parts import Batch, Evaluation, Metric, Parts
+from whalesong.core.parts import Batch, Evaluation, Parts
 from whalesong.core.schema import validate
 from whalesong.data.datamodule import build_loader
 from whalesong.duplex.build import build_audio_codec, check_codebooks, freezable_names, text_ids
@@ -21,12 +21,11 @@ from whalesong.duplex.collator import DuplexCollator
 from whalesong.duplex.config import DuplexConfig, DuplexGeneration
 from whalesong.duplex.loss import DuplexLoss
 from whalesong.duplex.model import DuplexModel
-from whalesong.duplex.predictor import DuplexPredictor
+from whalesong.duplex.predictor import DuplexPredictor, duplex_metrics
 from whalesong.duplex.scoring import ScoringASR
-from whalesong.metrics.bleu import Bleu
+from whalesong.duplex.session import DuplexSession
+from whalesong.duplex.use import answer, evaluate
 from whalesong.metrics.channel_accuracy import ChannelAccuracy
-from whalesong.metrics.text import WordErrorRate, spoken_words
-from whalesong.metrics.turn_taking import TurnTaking
 from whalesong.modules.llm import decoder_layers
 from whalesong.modules.lora import add_lora
 from whalesong.modules.perception import frame_counter
@@ -169,7 +168,7 @@ class DuplexModelPT(LanguageModelPT):
             {"prompt": batch}, decode_audio=decode_audio, score=False, **generation
         )
 
-    def start_session(self, **generation: Any) -> "DuplexSession":
+    def start_session(self, **generation: Any) -> DuplexSession:
         """Begin a conversation that is heard and answered piece by piece.
 
         Args:
@@ -178,8 +177,6 @@ class DuplexModelPT(LanguageModelPT):
         Raises:
             ConfigError: an unknown key, or an encoder that looks ahead.
         """
-        from whalesong.duplex.session import DuplexSession
-
         settings = self.parts.predictor.configured(generation)
         try:
             return DuplexSession(self.model, tokenizer=self.tokenizer, generation=settings)
@@ -188,14 +185,10 @@ class DuplexModelPT(LanguageModelPT):
 
     def evaluate(self, loader: Iterable[Batch], *, description: str) -> Evaluation:
         """Answer every conversation; the summary tells text, speech and turn-taking."""
-        from whalesong.duplex.use import evaluate
-
         return evaluate(self, loader, description=description)
 
     def answer(self, request: PredictConfig) -> Iterator[dict[str, Any]]:
         """Answer audio files: text with times, the agent's audio, and both channels."""
-        from whalesong.duplex.use import answer
-
         return answer(self, request)
 
     def _compose(self, model: DuplexModel, config: DuplexConfig) -> Parts:
@@ -222,7 +215,7 @@ class DuplexModelPT(LanguageModelPT):
             train_collator=DuplexCollator(**shared, with_prompts=False),
             validation_collator=DuplexCollator(**shared, with_prompts=True),
             make_loader=build_loader,
-            metrics=_metrics(scoring) if generates else {},
+            metrics=duplex_metrics(scoring) if generates else {},
             loss_metrics={"channels": ChannelAccuracy(model.num_codebooks)},
         )
 
@@ -232,13 +225,3 @@ def _without_codec(assets: Mapping[str, bytes] | None) -> dict[str, bytes] | Non
     if assets is None:
         return None
     return {name: data for name, data in assets.items() if not name.startswith(CODEC_ASSETS)}
-
-
-def _metrics(scoring: ScoringASR | None) -> dict[str, Metric]:
-    """Metrics of generated rows."""
-    metrics: dict[str, Metric] = {"bleu": Bleu(), "turn_taking": TurnTaking()}
-    if scoring is not None:
-        keys, normalize = ("reference", "asr_hypothesis"), spoken_words
-        metrics["asr_bleu"] = Bleu(*keys, "asr_bleu", normalize=normalize)
-        metrics["asr_wer"] = WordErrorRate(*keys, "asr_wer", normalize=normalize)
-    return metrics

@@ -49,9 +49,7 @@ def prepare_steps(model: "DuplexModel", batch: Batch) -> DuplexSteps:
     short = max(count - source.shape[1], 0)
     before = nn.functional.pad(codes[:, :, :-2], (1, 0), value=model.speech_delay_id)
     return DuplexSteps(
-        source=nn.functional.pad(source, (0, 0, 0, max(count - source.shape[1], 0)))[
-            :, : count - 1
-        ],
+        source=nn.functional.pad(source, (0, 0, 0, short))[:, : count - 1],
         text=text[:, :-1],
         codes=before,
         mask=mask_from_lens(lens - 1, count - 1),

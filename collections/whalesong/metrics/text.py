@@ -1,5 +1,6 @@
 """Error rates of generated text against references."""
 
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import jiwer
 
 EDITS = ("substitutions", "deletions", "insertions")
+APOSTROPHES = "'\u2019"
 
 
 @dataclass
@@ -58,17 +60,47 @@ def _count(
     return counts + EditCounts(sum(len(split(hypothesis)) for hypothesis in silent), 0)
 
 
-class WordErrorRate:
-    """Word error rate over rows with "reference" and "hypothesis"; a `core.parts.Metric`."""
+def spoken_words(text: str) -> str:
+    """What is heard of a text: lower case, no punctuation but apostrophes inside of words."""
+    text = text.lower()
+    kept = [" " if _is_silent(text, index) else sign for index, sign in enumerate(text)]
+    return " ".join("".join(kept).split())
 
-    def __init__(self) -> None:
+
+def _is_silent(text: str, index: int) -> bool:
+    if text[index] in APOSTROPHES:
+        return not (text[index - 1 : index].isalnum() and text[index + 1 : index + 2].isalnum())
+    return unicodedata.category(text[index])[0] in "PS"
+
+
+class WordErrorRate:
+    """Word error rate over rows; a `core.parts.Metric`.
+
+    Args:
+        reference_key: key of a row's reference.
+        hypothesis_key: key of what was generated; rows without it are passed over.
+        name: of the value.
+        normalize: applied to both texts before.
+    """
+
+    def __init__(
+        self,
+        reference_key: str = "reference",
+        hypothesis_key: str = "hypothesis",
+        name: str = "wer",
+        *,
+        normalize: Callable[[str], str] = str,
+    ) -> None:
+        self.keys = (reference_key, hypothesis_key)
+        self.name = name
+        self.normalize = normalize
         self.counts = EditCounts()
 
     def update(self, rows: list[dict[str, Any]]) -> None:
         """Add the edits of these rows."""
-        self.counts += word_edits(
-            [row["reference"] for row in rows], [row["hypothesis"] for row in rows]
-        )
+        pairs = [[row[key] for key in self.keys] for row in rows if self.keys[1] in row]
+        references, hypotheses = ([self.normalize(pair[side]) for pair in pairs] for side in (0, 1))
+        self.counts += word_edits(references, hypotheses)
 
     def totals(self) -> list[float]:
         """`[edits, reference words]`."""
@@ -77,7 +109,7 @@ class WordErrorRate:
     def compute(self, totals: list[float]) -> dict[str, float]:
         """`{"wer": ...}` from summed totals."""
         edits, length = totals
-        return {"wer": edits / max(length, 1.0)}
+        return {self.name: edits / max(length, 1.0)}
 
     def reset(self) -> None:
         """Forget all counts."""

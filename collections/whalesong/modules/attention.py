@@ -176,6 +176,13 @@ def sequence_mask(mask: Tensor, *, causal: bool) -> Tensor:
     return seen
 
 
+def window_mask(length: int, window: int, *, device: torch.device | None = None) -> Tensor:
+    """What each position of a sequence sees, (T, T): itself and the `window - 1` before it."""
+    index = torch.arange(length, device=device)
+    distance = index[:, None] - index
+    return (distance >= 0) & (distance < window)
+
+
 def prompt_target_mask(
     prompt_mask: Tensor, mask: Tensor, *, causal_prompt: bool = False, causal_target: bool
 ) -> Tensor:

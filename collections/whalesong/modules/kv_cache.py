@@ -72,6 +72,21 @@ class KVCache:
             return index
         return (index - self.offsets[:, None]).clamp(min=0)
 
+    def select(self, rows: Tensor) -> None:
+        """Keep some rows (b,), in this order."""
+        self.buffer = self.buffer.index_select(2, rows)
+        self.memory = [pair and (pair[0][rows], pair[1][rows]) for pair in self.memory]
+        self.memory_mask, self.padding, self.offsets = (
+            tensor if tensor is None else tensor[rows]
+            for tensor in (self.memory_mask, self.padding, self.offsets)
+        )
+        if self.modulations is not None:
+            self.modulations = [m if m is None else m[rows] for m in self.modulations]
+
+    def key_indices(self, num_positions: int) -> Tensor:
+        """The index of each position whose keys `append` gives for the next T, (S,)."""
+        return torch.arange(self.length + num_positions, device=self.buffer.device)
+
     def attention_mask(self, num_positions: int) -> Tensor | None:
         """What the next T positions may see of all positions, (T, S) or (B, 1, T, S).
 
@@ -79,13 +94,22 @@ class KVCache:
         """
         if num_positions == 1 and self.padding is None:
             return None
-        total = self.length + num_positions
-        seen = torch.arange(total, device=self.buffer.device)
-        at = seen[self.length :, None]
+        keys = self.key_indices(num_positions)
+        at = torch.arange(self.length, self.length + num_positions, device=keys.device)[:, None]
         if self.padding is None:
-            return seen <= at
+            return keys <= at
         first = torch.minimum(self.padding[:, None, None, None], at)
-        return (seen <= at) & (seen >= first)
+        return (keys <= at) & (keys >= first)
+
+    def append(self, index: int, keys: Tensor, values: Tensor) -> Pair:
+        """Write keys and values (B, H, T, dh) of a layer behind what is there; give all of them.
+
+        The length stays: it grows once, when all layers have written.
+        """
+        start, end = self.length, self.length + keys.shape[2]
+        self.buffer[index, 0, :, :, start:end] = keys
+        self.buffer[index, 1, :, :, start:end] = values
+        return self.buffer[index, 0, :, :, :end], self.buffer[index, 1, :, :, :end]
 
 
 @dataclass(frozen=True)
@@ -106,12 +130,5 @@ class LayerCache:
         return None if self.cache.modulations is None else self.cache.modulations[self.index]
 
     def append(self, keys: Tensor, values: Tensor) -> Pair:
-        """Write keys and values (B, H, T, dh) behind what is there; give all of them.
-
-        The length stays: it grows once, when all layers have written.
-        """
-        start, end = self.cache.length, self.cache.length + keys.shape[2]
-        buffer = self.cache.buffer
-        buffer[self.index, 0, :, :, start:end] = keys
-        buffer[self.index, 1, :, :, start:end] = values
-        return buffer[self.index, 0, :, :, :end], buffer[self.index, 1, :, :, :end]
+        """Write keys and values (B, H, T, dh) behind what is there; give what may be seen."""
+        return self.cache.append(self.index, keys, values)

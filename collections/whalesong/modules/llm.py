@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 
+from whalesong.modules.attention import window_mask
+
 
 def load_llm(
     name_or_path: str,
@@ -86,9 +88,7 @@ def hidden_states(
 
 def _band(inputs_embeds: Tensor, window: int) -> Tensor:
     """What is added to the scores of attention within a window: (1, 1, T, T)."""
-    at = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device)
-    back = at[:, None] - at
-    seen = (back >= 0) & (back < window)
+    seen = window_mask(inputs_embeds.shape[1], window, device=inputs_embeds.device)
     hidden = torch.finfo(inputs_embeds.dtype).min
     return torch.zeros_like(seen, dtype=inputs_embeds.dtype).masked_fill(~seen, hidden)[None, None]
 

@@ -13,11 +13,13 @@ from whalesong.modules.attention import (
     SelfAttention,
     sequence_mask,
     visible,
+    window_mask,
 )
 from whalesong.modules.embeddings import LearnedPositions, SinusoidalPositions
 from whalesong.modules.kv_cache import KVCache
 from whalesong.modules.rope import Rotation, rotation_at
 from whalesong.modules.transformer_block import Activation, Block, Context, FeedForward
+from whalesong.modules.window_cache import WindowCache
 
 Norm = Literal["layer_norm", "rms_norm"]
 Positions = Literal["none", "sinusoidal", "learned"]
@@ -41,6 +43,7 @@ class Transformer(nn.Module):
             self-attention, have biases.
         ff_bias: the feed-forward has biases.
         causal: a position sees itself and what is before it.
+        window: of that, only itself and the `window - 1` before it; None: everything.
         memory_dim: C, width of the memory; None builds no attention to one.
         num_memory_layers: only this many layers, from the first on, attend to the memory.
         rotary_dim: features of each head that carry rotary positions; 0 has none.
@@ -72,6 +75,7 @@ class Transformer(nn.Module):
         attention_bias: bool = False,
         ff_bias: bool = False,
         causal: bool = True,
+        window: int | None = None,
         memory_dim: int | None = None,
         num_memory_layers: int | None = None,
         rotary_dim: int = 0,
@@ -89,7 +93,8 @@ class Transformer(nn.Module):
         self.d_model, self.num_heads = d_model, num_heads
         self.head_dim = head_dim or _head_dim(d_model, num_heads)
         _check_rotary(rotary_dim, self.head_dim)
-        self.causal, self.checkpointing = causal, checkpointing
+        _check_window(window, causal)
+        self.causal, self.window, self.checkpointing = causal, window, checkpointing
         self.rotary_dim, self.rotary_base = rotary_dim, rotary_base
         self.positions = _absolute_positions(positions, d_model, max_positions)
         self.dropout = nn.Dropout(dropout)
@@ -173,7 +178,7 @@ class Transformer(nn.Module):
     def init_cache(
         self,
         batch_size: int,
-        max_len: int,
+        max_len: int | None = None,
         *,
         memory: Tensor | None = None,
         memory_mask: Tensor | None = None,
@@ -183,21 +188,25 @@ class Transformer(nn.Module):
 
         Args:
             batch_size: B.
-            max_len: positions that it can hold.
+            max_len: positions that it can hold; with a window there is no limit.
             memory: (B, S, C).
             memory_mask: (B, S), True = keep.
             condition: (B, G).
 
         Raises:
             ValueError: the transformer is not causal, so that new positions would change old ones,
-                or has not learned as many positions.
+                or has not learned as many positions; or `max_len` is missing without a window.
         """
         if not self.causal:
             raise ValueError("`causal` must be true for a cache, but is false.")
-        self._check_length(max_len)
+        held = max_len if self.window is None else self.window
+        if held is None:
+            raise ValueError("`max_len` must be given for a transformer without `window`.")
+        self._check_length(held if max_len is None else max_len)
         weight = self.layers[0].attention.qkv_proj.weight
-        shape = (len(self.layers), 2, batch_size, self.num_heads, max_len, self.head_dim)
-        return KVCache(
+        shape = (len(self.layers), 2, batch_size, self.num_heads, held, self.head_dim)
+        kind = KVCache if self.window is None else WindowCache
+        return kind(
             weight.new_zeros(shape),
             memory=[layer.project_memory(memory, memory_mask) for layer in self.layers],
             memory_mask=memory_mask,
@@ -220,10 +229,15 @@ class Transformer(nn.Module):
 
     def _whole(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Positions (T,) or (B, T) of a whole sequence, and what each of them sees."""
-        self._check_length(x.shape[1])
+        length = x.shape[1]
+        self._check_length(length)
+        band = None
+        if self._exceeds_window(length):
+            band = window_mask(length, self.window, device=x.device)
         if mask is None:
-            return torch.arange(x.shape[1], device=x.device), None
-        return (mask.cumsum(1) - 1).clamp(min=0), sequence_mask(mask, causal=self.causal)
+            return torch.arange(length, device=x.device), band
+        seen = sequence_mask(mask, causal=self.causal)
+        return (mask.cumsum(1) - 1).clamp(min=0), seen if band is None else seen & band
 
     def _next(
         self, num_positions: int, mask: Tensor | None, positions: Tensor | None, cache: KVCache
@@ -235,8 +249,12 @@ class Transformer(nn.Module):
         if positions is not None:
             cache.count_from(positions)
         starts_plainly = cache.length == 0 and cache.padding is None
+        starts_plainly = starts_plainly and not self._exceeds_window(num_positions)
         seen = None if starts_plainly else cache.attention_mask(num_positions)
         return cache.positions(num_positions), seen
+
+    def _exceeds_window(self, length: int) -> bool:
+        return self.window is not None and length > self.window
 
     def _check_length(self, length: int) -> None:
         if not isinstance(self.positions, LearnedPositions):
@@ -268,6 +286,15 @@ def _check_rotary(rotary_dim: int, head_dim: int) -> None:
     if rotary_dim % 2 or not 0 <= rotary_dim <= head_dim:
         raise ValueError(f"`rotary_dim` must be even and at most the head size ({head_dim}), but "
                          f"is {rotary_dim}.")  # fmt: skip
+
+
+def _check_window(window: int | None, causal: bool) -> None:
+    if window is None:
+        return
+    if window < 1:
+        raise ValueError(f"`window` must be at least 1, but is {window}.")
+    if not causal:
+        raise ValueError("`causal` must be true with a `window`, but is false.")
 
 
 def _build_norm(kind: str, d_model: int, *, bias: bool, eps: float) -> nn.Module:

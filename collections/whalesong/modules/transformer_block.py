@@ -1,6 +1,7 @@
 """One layer of the transformer, and its feed-forward."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -11,10 +12,11 @@ from whalesong.modules.attention import MemoryAttention, SelfAttention
 from whalesong.modules.kv_cache import LayerCache, Pair
 from whalesong.modules.rope import Rotation
 
-Activation = Literal["gelu", "relu", "silu", "swiglu"]
+Activation = Literal["gelu", "gelu_new", "relu", "silu", "swiglu"]
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": functional.gelu,
+    "gelu_new": partial(functional.gelu, approximate="tanh"),
     "relu": functional.relu,
     "silu": functional.silu,
 }
@@ -129,7 +131,7 @@ class FeedForward(nn.Module):
     Args:
         d_model: D.
         ff_dim: inner width.
-        activation: "gelu", "relu", "silu", or "swiglu" for a gate.
+        activation: "gelu", "gelu_new" (by tanh), "relu", "silu", or "swiglu" for a gate.
         bias: of both layers.
     """
 

@@ -11,9 +11,10 @@ from safetensors.torch import load_file, save_file
 from whalesong.core.archive import check_state_keys
 from whalesong.core.atomic import atomic_folder
 from whalesong.core.errors import ConfigError
+from whalesong.models.salm.config import SALMConfig
 from whalesong.modules.llm import llm_from_config
 from whalesong.modules.lora import canonical_name, is_lora, merged_state_dict
-from whalesong.speech.config import PERCEPTION, SALMConfig
+from whalesong.speech.config import PERCEPTION
 
 if TYPE_CHECKING:
     from whalesong.models.salm.salm import SALM

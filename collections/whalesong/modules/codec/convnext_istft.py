@@ -1,7 +1,7 @@
 """`ConvNextISTFTCodec`: a small neural codec that works at the frame rate throughout."""
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from whalesong.modules.codec.files import CodecSizes, OwnCodec
@@ -24,8 +24,10 @@ class ConvNextISTFTSizes(CodecSizes):
     num_blocks: int = Field(4, ge=0)
     """On each side."""
     kernel_size: int = Field(7, gt=0)
-    """Frames that a block looks at; odd."""
+    """Windows that a block looks at; odd."""
     expansion: int = Field(3, gt=0)
+    windows_per_frame: int = Field(1, gt=0)
+    """Divides `hop_length` and `latent_dim`; a frame's vector is a part for each of its windows."""
 
     @field_validator("kernel_size")
     @classmethod
@@ -34,12 +36,22 @@ class ConvNextISTFTSizes(CodecSizes):
             raise ValueError("must be odd")
         return value
 
+    @model_validator(mode="after")
+    def _whole_windows(self) -> "ConvNextISTFTSizes":
+        for name in ("hop_length", "latent_dim"):
+            if getattr(self, name) % self.windows_per_frame:
+                raise ValueError(
+                    f"`windows_per_frame` must divide `{name}` ({getattr(self, name)}), "
+                    f"but is {self.windows_per_frame}"
+                )
+        return self
+
 
 class ConvNextISTFTCodec(OwnCodec):
     """Windowed samples, ConvNeXt blocks, the quantizer, ConvNeXt blocks, an inverse transform.
 
-    Everything inside runs at the frame rate, which makes it fast. Its weights are frozen, except
-    in `train_convnext_codec`.
+    Everything inside runs at the rate of the windows, one or a few a frame, which makes it fast.
+    Its weights are frozen, except in `train_convnext_codec`.
     """
 
     type_name = "convnext_istft"
@@ -47,26 +59,30 @@ class ConvNextISTFTCodec(OwnCodec):
 
     def __init__(self, sizes: ConvNextISTFTSizes) -> None:
         super().__init__(sizes)
-        self.transform = ShortTimeFourier(sizes.n_fft, sizes.hop_length)
-        self.encoder = _stack(sizes.n_fft, sizes.latent_dim, sizes)
+        hop = sizes.hop_length // sizes.windows_per_frame
+        part_dim = sizes.latent_dim // sizes.windows_per_frame
+        self.transform = ShortTimeFourier(sizes.n_fft, hop)
+        self.encoder = _stack(sizes.n_fft, part_dim, sizes)
         self.quantizer = ResidualVectorQuantizer(
             num_codebooks=sizes.num_codebooks,
             codebook_size=sizes.codebook_size,
             dim=sizes.latent_dim,
         )
-        self.decoder = _stack(sizes.latent_dim, 3 * self.transform.num_bins, sizes)
-        overlap = -(-self.transform.margin // sizes.hop_length)
-        reach = sizes.num_blocks * (sizes.kernel_size // 2) + overlap
+        self.decoder = _stack(part_dim, 3 * self.transform.num_bins, sizes)
+        windows = sizes.num_blocks * (sizes.kernel_size // 2) + -(-self.transform.margin // hop)
+        reach = -(-windows // sizes.windows_per_frame)
         self.receptive_field = (reach, reach)
         self.requires_grad_(False).eval()
 
     def latents(self, audio: Tensor) -> Tensor:
         """Audio (B, F * hop_length) -> vectors to quantize (B, F, latent_dim)."""
-        return self.encoder(_INPUT_SCALE * self.transform.pieces(audio))
+        parts = self.encoder(_INPUT_SCALE * self.transform.pieces(audio))
+        return parts.unflatten(1, (-1, self.sizes.windows_per_frame)).flatten(2)
 
     def synthesize(self, vectors: Tensor) -> Tensor:
         """Vectors (B, F, latent_dim) -> audio (B, F * hop_length)."""
-        real, imaginary, log_gains = self.decoder(vectors).chunk(3, dim=-1)
+        parts = vectors.unflatten(2, (self.sizes.windows_per_frame, -1)).flatten(1, 2)
+        real, imaginary, log_gains = self.decoder(parts).chunk(3, dim=-1)
         # A linear part learns within few steps; gains let it be loud and soft.
         gains = log_gains.clamp_max(_MAX_LOG_GAIN).exp()
         return self.transform.inverse(torch.complex(gains * real, gains * imaginary))
@@ -109,7 +125,7 @@ class FrameConv(nn.Conv1d):
 
 
 def _stack(dim_in: int, dim_out: int, sizes: ConvNextISTFTSizes) -> nn.Sequential:
-    """(B, F, dim_in) -> (B, F, dim_out); reaches `num_blocks * (kernel_size // 2)` frames."""
+    """(B, F, dim_in) -> (B, F, dim_out); reaches `num_blocks * (kernel_size // 2)` windows."""
     blocks = [
         ConvNextBlock(sizes.dim, kernel_size=sizes.kernel_size, expansion=sizes.expansion)
         for _ in range(sizes.num_blocks)

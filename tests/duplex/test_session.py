@@ -1,0 +1,196 @@
+"""A session says piece by piece what `offline_inference` says to the whole, in constant memory."""
+
+import gc
+import re
+import resource
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from whalesong.core.errors import ConfigError, DataError, UserError
+
+FAMILIES = ("duplex_s2s", "duplex_s2s_speech_decoder")
+CUTS = {
+    "frames": [1280],
+    "seconds": [16000],
+    "whole": [10**6],
+    "any": [777, 1, 0, 5000, 1279, 160],
+}
+Build = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def talkative(build_duplex: Build) -> Build:
+    """Builds models that begin turns, say words and end turns, all by chance."""
+
+    def build(family: str, **changes: Any) -> Any:
+        settings = {"text_temperature": 1.0, "temperature": 1.0, "seed": 5}
+        made = build_duplex(family, generation=settings, **changes)
+        words = made.tokenizer.text_to_ids("turn on the light")
+        head = made.model.llm.get_output_embeddings().weight
+        with torch.no_grad():
+            direction = head[7].clone() * 1000
+            head.zero_()
+            head[[made.model.ids.bos, *words[:2]]] = direction
+            head[[made.model.ids.eos, *words[2:]]] = -direction
+        return made
+
+    return build
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def model(request: pytest.FixtureRequest, talkative: Build) -> Any:
+    return talkative(request.param, attention_window=20)
+
+
+def cut(audio: Tensor, sizes: list[int]) -> Iterator[Tensor]:
+    begin, turn = 0, 0
+    while begin < len(audio):
+        yield audio[begin : begin + sizes[turn % len(sizes)]]
+        begin, turn = begin + sizes[turn % len(sizes)], turn + 1
+
+
+def hold(model: Any, pieces: Iterator[Tensor], **generation: Any) -> tuple[str, Tensor, list[Any]]:
+    session = model.start_session(**generation)
+    steps = [*(session.step(piece) for piece in pieces), session.finish()]
+    return "".join(s.text for s in steps), torch.cat([s.audio for s in steps]), session.turns
+
+
+def check_equal(model: Any, audio: Tensor, sizes: list[int], **generation: Any) -> str:
+    expected = model.offline_inference(audio[None], torch.tensor([len(audio)]), **generation)
+    text, samples, turns = hold(model, cut(audio, sizes), **generation)
+    assert text == expected["text"][0] and turns == expected["turns"][0]
+    torch.testing.assert_close(samples, expected["audio"][0], atol=1e-4, rtol=1e-4)
+    return text
+
+
+@pytest.mark.parametrize("sizes", CUTS.values(), ids=CUTS)
+def test_any_pieces_get_the_answer_to_the_whole(model: Any, sizes: list[int]) -> None:
+    torch.manual_seed(1)
+    for num_samples in (54321, 1280 * 40):
+        assert check_equal(model, 0.1 * torch.randn(num_samples), sizes)
+
+
+def test_the_most_probable_is_said_in_pieces_too(model: Any) -> None:
+    audio = 0.1 * torch.randn(30000, generator=torch.Generator().manual_seed(2))
+    check_equal(model, audio, CUTS["any"], text_temperature=0.0, temperature=0.0)
+
+
+@pytest.mark.parametrize("num_samples", [0, 1, 159, 1279, 1280, 1281, 1600])
+def test_single_samples_and_short_recordings(model: Any, num_samples: int) -> None:
+    check_equal(model, 0.1 * torch.ones(num_samples), [1])
+
+
+def test_guided_speech_in_pieces(talkative: Build) -> None:
+    decoder = {"d_model": 32, "n_layers": 1, "n_heads": 2, "d_kv": 16, "d_ff": 64,
+               "unconditional_prob": 0.1}  # fmt: skip
+    model = talkative("duplex_s2s_speech_decoder", speech_decoder=decoder)
+    check_equal(model, 0.1 * torch.randn(20000), [1280], guidance_scale=2.0)
+
+
+def test_the_answer_to_a_frame_comes_with_it(model: Any) -> None:
+    session = model.start_session()
+    for count in range(1, 12):
+        session.step(0.1 * torch.randn(1280))
+        assert session.num_frames == count
+
+
+def test_sessions_of_one_model_do_not_meet(model: Any) -> None:
+    audios = 0.1 * torch.randn(2, 25600)
+    expected = [hold(model, cut(audio, [1280])) for audio in audios]
+    sessions = [model.start_session() for _ in audios]
+    texts = ["", ""]
+    for begin in range(0, 25600, 1280):
+        for row, session in enumerate(sessions):
+            texts[row] += session.step(audios[row, begin : begin + 1280]).text
+    texts = [text + session.finish().text for text, session in zip(texts, sessions, strict=True)]
+    assert texts == [text for text, _, _ in expected]
+    assert [session.turns for session in sessions] == [turns for _, _, turns in expected]
+
+
+def test_ten_minutes_need_the_memory_of_one(talkative: Build) -> None:
+    session = talkative("duplex_s2s_speech_decoder", attention_window=8).start_session()
+    minute = 0.1 * torch.randn(60 * 16000)
+
+    def hear_minutes(count: int) -> tuple[int, int]:
+        """Bytes of all tensors afterwards, and the peak of the process in KiB."""
+        for piece in [*cut(minute, [16000])] * count:
+            session.step(piece)
+        tensors = [value for value in gc.get_objects() if type(value) is Tensor]
+        bytes_held = {value.data_ptr(): value.untyped_storage().nbytes() for value in tensors}
+        return sum(bytes_held.values()), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    held, peak = hear_minutes(1)
+    held_later, peak_later = hear_minutes(9)
+    assert session.num_frames == 7500
+    assert held_later <= held + 4096
+    assert peak_later - peak < 10 * 1024
+
+
+def test_the_report_tells_speed_and_spread(model: Any) -> None:
+    session = model.start_session()
+    assert session.report() == "no frame yet"
+    for _ in range(5):
+        session.step(torch.zeros(1280))
+    form = r"real-time factor (.+), ms per frame of 80 ms: p50 (.+), p95 (.+), p99 (.+), max (.+)"
+    factor, *times = map(float, re.fullmatch(form, session.report()).groups())
+    assert 0 < factor and times == sorted(times) and times[0] > 0
+    assert times[0] / 80 < 5 * factor and factor <= times[-1] / 80 * 1.01
+
+
+# -- what is refused ----------------------------------------------------------------------------
+
+
+def test_an_encoder_that_looks_ahead_is_refused(build_duplex: Build, tiny_asr: Any) -> None:
+    encoder = {"preprocessor": {"normalize": "NA"}, "encoder": {"att_context_size": [-1, -1]}}
+    connector = "nemo.collections.speechlm2.modules.perception.IdentityConnector"
+    encoder["modality_adapter"] = {"_target_": connector, "d_model": None}
+    model = build_duplex(pretrained_asr=str(tiny_asr), perception=encoder)
+    with pytest.raises(ConfigError, match=r"att_context_size` must be \[left, 0\].*\[-1, -1\]"):
+        model.start_session()
+
+
+def test_bad_samples_are_refused_and_change_nothing(model: Any) -> None:
+    audio = 0.1 * torch.randn(25600)
+    session = model.start_session()
+    texts = [session.step(audio[:12345]).text]
+    for bad, message in (
+        (torch.zeros(1, 5), r"but is torch.float32 \(1, 5\)"),
+        (torch.zeros(5, dtype=torch.int16), r"but is torch.int16 \(5,\)"),
+        ([0.0], "but is list"),
+        (torch.tensor([0.0, float("nan")]), "must be finite, but is nan at index 1"),
+    ):
+        with pytest.raises(DataError, match=message):
+            session.step(bad)
+    texts += [session.step(audio[12345:]).text, session.finish().text]
+    assert "".join(texts) == hold(model, cut(audio, [25600]))[0]
+
+
+def test_a_finished_session_is_refused(model: Any) -> None:
+    session = model.start_session()
+    session.finish()
+    for call in (session.finish, lambda: session.step(torch.zeros(5))):
+        with pytest.raises(UserError, match="after `finish`"):
+            call()
+
+
+def test_a_training_model_is_refused(model: Any) -> None:
+    model.train()
+    try:
+        with pytest.raises(ConfigError, match="evaluation mode"):
+            model.start_session()
+    finally:
+        model.eval()
+
+
+def test_a_conversation_beyond_the_context_is_refused(build_duplex: Build) -> None:
+    model = build_duplex()
+    limit = model.model.max_frames
+    session = model.start_session()
+    with pytest.raises(ConfigError, match=f"at most {limit} frames.*`attention_window`"):
+        for _ in range(limit):
+            session.step(torch.zeros(2 * 1280))
+    assert session.num_frames <= limit
