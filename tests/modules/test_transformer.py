@@ -294,3 +294,14 @@ def test_wrong_uses_of_a_cache_are_named() -> None:
     for use in (lambda: learned.init_cache(1, 5), lambda: learned(torch.randn(1, 5, WIDTH))):
         with pytest.raises(ValueError, match="at most 4 positions, .* but has 5"):
             use()
+
+
+def test_a_known_length_within_the_window_takes_no_more_memory() -> None:
+    network = Transformer(d_model=16, num_layers=1, num_heads=2, rotary_dim=8, window=100).eval()
+    x = torch.randn(2, 7, 16)
+    cache = network.init_cache(2, 7)
+    steps = torch.cat([network(x[:, t : t + 1], cache=cache) for t in range(7)], dim=1)
+    torch.testing.assert_close(steps, network(x), atol=1e-5, rtol=0)
+    assert cache.buffer.shape[4] == 7
+    with pytest.raises(ValueError, match="`max_len` of the cache must be at least 8"):
+        network(x[:, :1], cache=cache)

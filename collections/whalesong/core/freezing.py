@@ -31,7 +31,8 @@ def freeze_parameters(
         Real names of all frozen parameters, those that were frozen before included.
 
     Raises:
-        ConfigError: an expression is malformed or matches no parameter; near names are listed.
+        ConfigError: an expression is malformed or matches neither parameter nor buffer; near names
+            are listed.
     """
     names: dict[nn.Parameter, list[str]] = {}
     real: dict[nn.Parameter, str] = {}
@@ -39,6 +40,8 @@ def freeze_parameters(
         names.setdefault(parameter, []).extend(names_of(name))
         real.setdefault(parameter, name)
     known = [name for aliases in names.values() for name in aliases]
+    # A part without parameters, such as some codecs, may be named as well.
+    known += [alias for name, _ in model.named_buffers() for alias in names_of(name)]
     frozen_by = [_compile(pattern, "model.freeze_params", known) for pattern in freeze]
     kept_by = [_compile(pattern, "model.prevent_freeze_params", known) for pattern in keep]
     frozen = []

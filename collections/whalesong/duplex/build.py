@@ -110,6 +110,7 @@ def _token_id(tokenizer: Any, token: str | None, default: int | None, *, key: st
         return default
     if token not in tokenizer.get_vocab():
         raise ConfigError(
-            f"`model.special_tokens.{key}` must be a token of the LLM's tokenizer, but is '{token}'."
+            f"`model.special_tokens.{key}` must be a token of the LLM's tokenizer, "
+            f"but is '{token}'."
         )
     return tokenizer.convert_tokens_to_ids(token)

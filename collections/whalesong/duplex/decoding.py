@@ -50,7 +50,7 @@ def converse(
     counts = lens[order].tolist()
     text = torch.full((len(lens), total), model.ids.pad, device=source.device)
     codes = model.silence_codes[None, :, None].repeat(len(lens), 1, total)
-    state = model.start(len(lens), generation)
+    state = model.start(len(lens), generation, num_frames=total)
     state.draws.select(order)  # nothing else differs between rows before the first frame
     rows = order
     for frame in range(total):

@@ -45,4 +45,5 @@ class FrameDraws:
 
     def _noise(self, count: int) -> Tensor:
         """Uniform in [0, 1), (B, count)."""
-        return torch.stack([torch.rand(count, generator=g) for g in self._generators])
+        rows = [torch.rand(count, generator=g, dtype=torch.float32) for g in self._generators]
+        return torch.stack(rows)

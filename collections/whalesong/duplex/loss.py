@@ -24,7 +24,7 @@ class DuplexLoss:
         self.audio_weight = config.audio_loss_weight
         self.token_weights = config.token_loss_weights
         weights = config.codebook_loss_weights or [1.0] * model.num_codebooks
-        self.codebook_weights = torch.tensor(weights)
+        self.codebook_weights = torch.tensor(weights, dtype=torch.float32)
 
     def configure(self, pl_module: nn.Module) -> None:
         """Take the weights to the device."""
@@ -71,7 +71,7 @@ class DuplexLoss:
 
 def _weights(labels: Tensor, weights: TokenLossWeights, ids: TextIds) -> Tensor:
     """Weight of each token (M,); where BOS is EOS, it has the greater one."""
-    result = torch.ones(labels.shape, device=labels.device)
+    result = torch.ones(labels.shape, dtype=torch.float32, device=labels.device)
     result[labels == ids.pad] = weights.pad
     if ids.bos == ids.eos:
         result[labels == ids.bos] = max(weights.bos, weights.eos)

@@ -182,7 +182,9 @@ class DuplexModel(nn.Module, ABC):
         """Logits (B, T, K, V + 3) from hidden states (B, T, D) and codes before (B, K, T)."""
 
     @abstractmethod
-    def init_speech_cache(self, batch_size: int, generation: DuplexGeneration) -> Any:
+    def init_speech_cache(
+        self, batch_size: int, generation: DuplexGeneration, num_frames: int | None
+    ) -> Any:
         """What `next_speech_logits` needs between frames; None where it needs nothing."""
 
     @abstractmethod
@@ -207,12 +209,14 @@ class DuplexModel(nn.Module, ABC):
 
     # -- frame by frame ---------------------------------------------------------------------------
 
-    def start(self, batch_size: int, generation: DuplexGeneration) -> DecodingState:
-        """Begin a conversation of `batch_size` rows."""
+    def start(
+        self, batch_size: int, generation: DuplexGeneration, *, num_frames: int | None = None
+    ) -> DecodingState:
+        """Begin a conversation of `batch_size` rows, of `num_frames` frames where that is known."""
         device = self.silence_codes.device
         return DecodingState(
             llm_cache=init_cache(self.llm, window=self.attention_window),
-            speech_cache=self.init_speech_cache(batch_size, generation),
+            speech_cache=self.init_speech_cache(batch_size, generation, num_frames),
             text=torch.full((batch_size,), self.ids.pad, device=device),
             codes=torch.full((batch_size, self.num_codebooks), self.speech_delay_id, device=device),
             draws=FrameDraws(generation, batch_size),

@@ -136,7 +136,8 @@ class DuplexPredictor:
         """Rows of one length are decoded together: what is behind a row may change its end."""
         codec = self.model.audio_codec
         audio_lens = made.lens * codec.downsampling_ratio
-        audio = torch.zeros(len(audio_lens), int(audio_lens.max()), device=made.codes.device)
+        size = (len(audio_lens), int(audio_lens.max()))
+        audio = torch.zeros(size, dtype=torch.float32, device=made.codes.device)
         codes = self.model.playable(made.codes)
         for count in made.lens.unique().tolist():
             rows = (made.lens == count).nonzero().squeeze(1)

@@ -9,6 +9,7 @@ from nemo.collections.asr.models import ASRModel
 from nemo.collections.common.parts.optional_cuda_graphs import WithOptionalCudaGraphs
 from torch import Tensor
 
+from whalesong.modules.precision import default_dtype
 from whalesong.speech.pretrained import load_asr
 
 MIN_SECONDS = 0.1
@@ -57,7 +58,7 @@ class ScoringASR:
         if not heard:
             return texts
         device = audios[0].device
-        with torch.autocast(device.type, enabled=False):
+        with default_dtype(torch.float32), torch.autocast(device.type, enabled=False):
             found = asr.to(device).transcribe(
                 list(heard.values()), batch_size=len(heard), num_workers=0, verbose=False
             )
@@ -68,7 +69,8 @@ class ScoringASR:
 
 @lru_cache(maxsize=1)
 def _load(name_or_path: str) -> ASRModel:
-    asr = load_asr(name_or_path, key="model.scoring_asr")
+    with default_dtype(torch.float32):
+        asr = load_asr(name_or_path, key="model.scoring_asr")
     asr.requires_grad_(False)
     # Graphs would be captured anew for the many lengths, beside the memory of the training.
     WithOptionalCudaGraphs.disable_cuda_graphs_recursive(asr, attribute_path="decoding.decoding")

@@ -142,10 +142,15 @@ class TransformerARSpeechDecoder(nn.Module):
             x = self.transformer(x, cache=cache)
         return self.head(x).unflatten(-1, (self.num_codebooks, self.vocab_size))
 
-    def init_cache(self, batch_size: int) -> SpeechDecoderCache:
-        """What `forward` keeps of B rows between steps; its size does not depend on how many."""
+    def init_cache(self, batch_size: int, max_len: int | None = None) -> SpeechDecoderCache:
+        """What `forward` keeps of B rows between steps; its size does not depend on how many.
+
+        Args:
+            batch_size: B.
+            max_len: the most steps, where it is known; so many may need less memory.
+        """
         if self.use_cache:
-            return self.transformer.init_cache(batch_size)
+            return self.transformer.init_cache(batch_size, max_len)
         reach = len(self.transformer.layers) * (self.transformer.window - 1)
         shape = (batch_size, 0, self.transformer.d_model)
         return InputCache(self.head.weight.new_zeros(shape), limit=reach)

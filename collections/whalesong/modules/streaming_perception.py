@@ -91,7 +91,7 @@ class MelStream:
         # Samples behind the begin of a frame that its window reaches, centred in the transform.
         self._reach = (featurizer.n_fft - window) // 2 + window - half
         self._context = half // self._hop + 1  # frames; one sample more for preemphasis
-        self._samples = featurizer.fb.new_zeros(0)
+        self._samples = featurizer.fb.new_zeros(0, dtype=torch.float32)
         self._begin = 0
         self._done = 0
 
@@ -100,7 +100,7 @@ class MelStream:
         self._samples = torch.cat([self._samples, samples.to(self._samples)])
         ready = max(self._ready(self._begin + len(self._samples), last), self._done)
         if ready == self._done:
-            return self._samples.new_zeros(1, 0, self._width)
+            return self._preprocessor.dtype_sentinel_tensor.new_zeros(1, 0, self._width)
         lens = torch.tensor([len(self._samples)], device=self._samples.device)
         features, _ = self._preprocessor(input_signal=self._samples[None], length=lens)
         first = self._begin // self._hop

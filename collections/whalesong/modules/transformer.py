@@ -188,7 +188,7 @@ class Transformer(nn.Module):
 
         Args:
             batch_size: B.
-            max_len: positions that it can hold; with a window there is no limit.
+            max_len: positions that it can hold; None, with a window, has no limit.
             memory: (B, S, C).
             memory_mask: (B, S), True = keep.
             condition: (B, G).
@@ -199,13 +199,14 @@ class Transformer(nn.Module):
         """
         if not self.causal:
             raise ValueError("`causal` must be true for a cache, but is false.")
-        held = max_len if self.window is None else self.window
-        if held is None:
+        if max_len is None and self.window is None:
             raise ValueError("`max_len` must be given for a transformer without `window`.")
+        slides = self.window is not None and (max_len is None or max_len > self.window)
+        held = self.window if slides else max_len
         self._check_length(held if max_len is None else max_len)
         weight = self.layers[0].attention.qkv_proj.weight
         shape = (len(self.layers), 2, batch_size, self.num_heads, held, self.head_dim)
-        kind = KVCache if self.window is None else WindowCache
+        kind = WindowCache if slides else KVCache
         return kind(
             weight.new_zeros(shape),
             memory=[layer.project_memory(memory, memory_mask) for layer in self.layers],

@@ -35,7 +35,9 @@ class DuplexS2S(DuplexModel):
         """One head for each codebook."""
         return self.audio_head(hidden).unflatten(-1, (self.num_codebooks, self.speech_vocab_size))
 
-    def init_speech_cache(self, batch_size: int, generation: DuplexGeneration) -> None:
+    def init_speech_cache(
+        self, batch_size: int, generation: DuplexGeneration, num_frames: int | None
+    ) -> None:
         """There is none.
 
         Raises:

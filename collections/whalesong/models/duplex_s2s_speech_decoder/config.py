@@ -32,7 +32,7 @@ class SpeechDecoderConfig(Schema):
     init_method_std: float = Field(0.02, gt=0)
     """Standard deviation of weights at the start."""
     use_cache: bool = True
-    """False computes the whole window again for each frame."""
+    """False computes all that a frame depends on again, as a reference."""
     unconditional_prob: float = Field(0.0, ge=0, lt=1)
     """Share of training rows without the LLM's hidden states, for `guidance_scale`."""
 

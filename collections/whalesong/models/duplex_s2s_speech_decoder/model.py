@@ -39,20 +39,22 @@ class DuplexS2SSpeechDecoder(DuplexModel):
         """Run the speech decoder."""
         return self.speech_generation(hidden, codes)
 
-    def init_speech_cache(self, batch_size: int, generation: DuplexGeneration) -> Any:
+    def init_speech_cache(
+        self, batch_size: int, generation: DuplexGeneration, num_frames: int | None
+    ) -> Any:
         """The speech decoder's cache; with guidance every row is there twice.
 
         Raises:
             ValueError: guidance is asked of a decoder that was not trained for it.
         """
         if generation.guidance_scale == 1:
-            return self.speech_generation.init_cache(batch_size)
+            return self.speech_generation.init_cache(batch_size, num_frames)
         if not self.speech_generation.unconditional_prob:
             raise ValueError(
                 "`guidance_scale` must be 1 for a speech decoder that was trained without "
                 f"`unconditional_prob`, but is {generation.guidance_scale}."
             )
-        return self.speech_generation.init_cache(2 * batch_size)
+        return self.speech_generation.init_cache(2 * batch_size, num_frames)
 
     def next_speech_logits(self, hidden: Tensor, state: DecodingState) -> Tensor:
         """Run the speech decoder for one frame."""

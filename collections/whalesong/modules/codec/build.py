@@ -2,8 +2,7 @@
 
 import importlib
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from whalesong.modules.codec.config import (
     parse_fields,
     refuse_unknown,
 )
+from whalesong.modules.precision import default_dtype
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ def build_codec(
         _check_path(fields)
     module, name = _CLASSES[section["type"]].split(".")
     codec_class = getattr(importlib.import_module(f"{__package__}.{module}"), name)
-    with _default_dtype(torch.float32):
+    with default_dtype(torch.float32):
         if assets is None:
             codec = codec_class.from_fields(fields)
         else:
@@ -102,14 +102,3 @@ def _check_path(fields: CodecFields) -> None:
         path = Path(getattr(fields, name, None) or ".")
         if (path.is_absolute() or path.suffix in _FILES) and not path.exists():
             raise FileNotFoundError(f"`{name}` of the pretransform is '{path}': no such file.")
-
-
-@contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """A trainer in bf16-true builds its model under another default."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
