@@ -50,6 +50,7 @@ def main_script(
     job_type: JobType,
     default_config: str,
     target: str,
+    epilog: str = "",
     argv: Sequence[str] | None = None,
 ) -> None:
     """Run a script such as `examples/speechlm2/salm_train.py`: one job of one model family.
@@ -59,6 +60,7 @@ def main_script(
         job_type: what the script does.
         default_config: the config that is taken without `--config-name`.
         target: the model's class, where the config names none in `model.target`.
+        epilog: what `--help` says at the end.
         argv: the arguments, or None for those of the process.
     """
     script = Path(script_file).resolve()
@@ -67,6 +69,7 @@ def main_script(
         prog=script.name,
         default_config=default_config,
         description=f"Job type {job_type} of {target.rpartition('.')[2]}.",
+        epilog=epilog,
     )
     run_command(lambda: _run_job(line, script_dir=script.parent, job_type=job_type, target=target))
 

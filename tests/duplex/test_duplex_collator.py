@@ -15,7 +15,7 @@ from lhotse.augmentation import get_or_create_resampler
 
 from whalesong.core.errors import ConfigError, DataError
 from whalesong.data.config import DataConfig
-from whalesong.data.datamodule import LanguageDataModule
+from whalesong.data.datamodule import LanguageDataModule, fingerprint
 from whalesong.data.text_channel import TextIds
 from whalesong.data.turns import Turn
 from whalesong.duplex.collator import DuplexCollator
@@ -226,6 +226,12 @@ def test_the_data_module_takes_the_roles_of_its_section(duplex_shar: Path) -> No
             else:
                 with pytest.raises(DataError, match="must have supervisions of the speaker 'rob"):
                     next(iter(loader))
+
+
+def test_a_run_resumes_with_the_same_roles_only() -> None:
+    dataset = {"shar_path": "shar"}
+    own, other = DataConfig(train_ds=dataset), DataConfig(train_ds=dataset, output_roles=["robot"])
+    assert fingerprint(own) == fingerprint(DataConfig(train_ds=dataset)) != fingerprint(other)
 
 
 def test_batches_of_shar_equal_those_of_nemo(duplex_shar: Path) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -72,6 +73,40 @@ def demo(demo_parts: SalmDemo, recordings: Path) -> SalmDemo:
     examples.mkdir()
     shutil.copy(recordings / "test" / "000.wav", examples / "01.wav")
     return demo_parts
+
+
+@pytest.fixture
+def duplex_parts(
+    checkout: Path, causal_asr: Path, tiny_llm: Callable[..., Path], duplex_codec: Path
+) -> Path:
+    """The folder `demo/duplex` with pretrained parts that are not trained."""
+    folder = checkout / "demo" / "duplex"
+    folder.mkdir(parents=True)
+    parts = {"llm": tiny_llm(), "asr.nemo": causal_asr, "codec.safetensors": duplex_codec}
+    for name, path in parts.items():
+        (folder / name).symlink_to(path)
+    return folder
+
+
+@pytest.fixture
+def talks(checkout: Path, dialogues: list[Any]) -> Path:
+    """Dialogues as wav files of each side, with a manifest for each of train and validation."""
+    import soundfile
+
+    folder = checkout / "talks"
+    folder.mkdir()
+    lines = []
+    for number, (user, agent, turns) in enumerate(dialogues, start=1):
+        soundfile.write(folder / f"{number}_user.wav", user, 16000)
+        soundfile.write(folder / f"{number}_agent.wav", agent, 22050)
+        keys = ("speaker", "begin", "end", "text")
+        spoken = [(speaker, begin, begin + length, text) for speaker, begin, length, text in turns]
+        talk = {side: f"talks/{number}_{side}.wav" for side in ("user", "agent")}
+        talk["turns"] = [dict(zip(keys, turn, strict=True)) for turn in spoken]
+        lines.append(json.dumps(talk))
+    for name, part in (("train", lines[:8]), ("validation", lines[8:])):
+        (folder / f"{name}.jsonl").write_text("\n".join(part) + "\n")
+    return folder
 
 
 @pytest.fixture

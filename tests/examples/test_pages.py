@@ -5,6 +5,7 @@ import os
 import re
 import runpy
 import shlex
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -29,13 +30,17 @@ from whalesong.demos.salm import SalmDemo
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = {
     name: (ROOT / name).read_text(encoding="utf-8")
-    for name in ("README.rst", "docs/salm.rst", "docs/codec_lm.rst", "docs/audiolm.rst")
+    for name in (
+        *("README.rst", "docs/salm.rst", "docs/codec_lm.rst", "docs/audiolm.rst"),
+        "docs/duplex.rst",
+    )
 }
 BASE = {
     "README.rst": "salm",
     "docs/salm.rst": "salm",
     "docs/codec_lm.rst": "audio_lm",
     "docs/audiolm.rst": "audiolm",
+    "docs/duplex.rst": "s2s_duplex",
 }
 """The config that a page's YAML goes over."""
 BLOCK = re.compile(r"^( *)\.\. code-block:: (\w+)\n\n((?:\1 .*\n|\n)+)", flags=re.MULTILINE)
@@ -43,6 +48,7 @@ JOB_SCRIPTS = (
     *("salm_train.py", "salm_eval.py", "salm_generate.py"),
     *("codec_lm/train.py", "codec_lm/generate.py"),
     *("audiolm/train.py", "audiolm/generate.py"),
+    *("s2s_duplex_train.py", "s2s_duplex_speech_decoder_train.py", "s2s_duplex_infer.py"),
 )
 FEW_STEPS = (
     "trainer.max_steps=2 trainer.val_check_interval=1 trainer.num_sanity_val_steps=0"
@@ -147,12 +153,22 @@ def test_script_takes_its_arguments(
     assert len(started) == 1
 
 
+def test_help_tells_what_a_script_does(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(checkout)
+    with pytest.raises(SystemExit):
+        run_here("python examples/speechlm2/s2s_duplex_infer.py --help", monkeypatch)
+    assert "predict.generation.stream=true" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "target, expected",
     [
         ("demo", "examples/speechlm2/salm_demo.py"),
         ("demo-music", "examples/codec_lm/demo.py"),
         ("demo-audiolm", "examples/audiolm/demo.py"),
+        ("demo-duplex", "examples/speechlm2/s2s_duplex_demo.py"),
         ("test", "-m pytest"),
     ],
 )
@@ -187,6 +203,8 @@ def fill_in_paths(cfg: DictConfig) -> None:
     codec = OmegaConf.select(cfg, "model.pretransform.config")
     if codec is not None and OmegaConf.is_missing(codec, "model_path"):
         codec.model_path = "codec.safetensors"
+    if OmegaConf.is_missing(cfg.model, "pretrained_audio_codec"):
+        cfg.model.pretrained_audio_codec = "codec.safetensors"
 
 
 @pytest.mark.parametrize("block", blocks("json"))
@@ -215,7 +233,7 @@ def test_files_that_are_named_are_there() -> None:
     assert [script for script, lines in scripts.items() if lines > 50] == []
 
 
-@pytest.mark.parametrize("name", ["salm.svg", "codec_lm.svg", "audiolm.svg"])
+@pytest.mark.parametrize("name", ["salm.svg", "codec_lm.svg", "audiolm.svg", "duplex.svg"])
 def test_picture_is_well_formed(name: str) -> None:
     picture = ElementTree.parse(ROOT / "docs" / name).getroot()
     assert picture.tag.endswith("svg") and picture.get("viewBox")
@@ -270,6 +288,23 @@ def test_commands_of_audiolm_run_in_order(checkout: Path, shell: Callable[..., s
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("duplex_parts", "talks")
+def test_commands_of_duplex_run_in_order(checkout: Path, shell: Callable[..., str]) -> None:
+    writes_shar = blocks("python", "docs/duplex.rst")[-1]
+    (checkout / "write_shar.py").write_text(writes_shar)
+    shell("python write_shar.py")
+    few = "trainer.max_steps=2 trainer.val_check_interval=1 trainer.num_sanity_val_steps=0"
+    printed = {}
+    for command in command_lines("docs/duplex.rst"):
+        printed[command] = shell(f"{command} {few}" if "_train.py" in command else command)
+    assert any("BLEU" in text for text in printed.values())
+    assert len((checkout / "test.jsonl").read_text().splitlines()) == 4
+    for made in ("001_agent.wav", "002_stereo.wav", "002.png"):
+        assert (checkout / "generated" / made).is_file()
+    assert list(checkout.glob("logs/s2s_duplex_speech_decoder/checkpoints/*.nemo"))
+
+
+@pytest.mark.slow
 @pytest.mark.usefixtures("demo")
 def test_python_runs_in_order(checkout: Path, shell: Callable[..., str]) -> None:
     (checkout / "readme.py").write_text("\n".join(blocks("python", "README.rst", "docs/salm.rst")))
@@ -291,6 +326,25 @@ def test_python_of_audiolm_runs_in_order(checkout: Path, shell: Callable[..., st
     (checkout / "page.py").write_text("\n".join(blocks("python", "docs/audiolm.rst")))
     assert "[torch.Size([1, " in shell("python page.py")
     assert (checkout / "1.wav").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("duplex_parts")
+def test_python_of_duplex_runs_in_order(
+    checkout: Path,
+    talks: Path,
+    small_duplex_job: Callable[..., list[str]],
+    shell: Callable[..., str],
+) -> None:
+    few = ("trainer.max_steps=2", "trainer.val_check_interval=2", "trainer.num_sanity_val_steps=0")
+    place = ("job_name=duplex_demo", "exp_manager.explicit_log_dir=demo/duplex/duplex")
+    shell(shlex.join(["xlm", *small_duplex_job(), *few, *place]))
+    examples = checkout / "demo" / "duplex" / "examples"
+    examples.mkdir()
+    shutil.copy(talks / "1_user.wav", examples / "01_user.wav")
+    (checkout / "page.py").write_text("\n".join(blocks("python", "docs/duplex.rst")))
+    assert "real-time factor" in shell("python page.py")
+    assert (checkout / "agent.wav").is_file() and list(checkout.glob("shar/train/target_audio.*"))
 
 
 @pytest.mark.slow

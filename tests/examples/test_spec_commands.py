@@ -1,4 +1,4 @@
-"""What the specification shows for SALM works to the letter: its YAML and its commands."""
+"""What the specification shows works to the letter: its YAML and its commands."""
 
 import re
 from collections.abc import Callable
@@ -14,6 +14,8 @@ from whalesong.core.schema import Schema, validate
 from whalesong.core.trainer_config import ExpManagerConfig, TrainerConfig
 from whalesong.data.config import DataConfig
 from whalesong.demos.salm import SalmDemo
+from whalesong.models.duplex_s2s.config import DuplexS2SConfig
+from whalesong.models.duplex_s2s_speech_decoder.config import DuplexS2SSpeechDecoderConfig
 from whalesong.models.salm.config import SALMConfig
 
 MODEL = r"""
@@ -75,6 +77,44 @@ model:
       dropout: 0
       dropout_pre_encoder: 0
       dropout_emb: 0.0
+"""
+
+PERCEPTION = "model:\n" + MODEL[MODEL.index("  perception:") :]
+
+DUPLEX_MODEL = """
+model:
+  # Pretrained model paths
+  pretrained_llm: "TinyLlama/TinyLlama_v1.1"
+  pretrained_audio_codec: "path/to/audio_codec.nemo"
+  pretrained_asr: "stt_en_fastconformer_hybrid_large_streaming_80ms"
+  scoring_asr: "stt_en_fastconformer_transducer_large"  # used only in validation
+
+  # Loss weights
+  audio_loss_weight: 4
+  text_loss_weight: 3
+"""
+
+SPEECH_DECODER_MODEL = """
+model:
+  # Pretrained model paths
+  pretrained_llm: "TinyLlama/TinyLlama_v1.1"
+  pretrained_audio_codec: "path/to/audio_codec.nemo"
+  pretrained_asr: "stt_en_fastconformer_hybrid_large_streaming_80ms"
+
+  # Speech decoder settings
+  speech_decoder:
+    target: nemo.collections.speechlm2.modules.speech_generation.TransformerARSpeechDecoder
+    d_model: 1024
+    n_layers: 12
+    n_heads: 16
+    d_kv: 64
+    d_ff: 4096
+    max_seq_len: 2048
+    dropout: 0.1
+    layernorm_epsilon: 1e-5
+    activation_function: "gelu_new"
+    init_method_std: 0.02
+    use_cache: True
 """
 
 TRAINER = """
@@ -168,6 +208,8 @@ def document(*sections: str) -> DictConfig:
     "schema, section, others",
     [
         (SALMConfig, MODEL, []),
+        (DuplexS2SConfig, DUPLEX_MODEL, [PERCEPTION]),
+        (DuplexS2SSpeechDecoderConfig, SPEECH_DECODER_MODEL, [PERCEPTION]),
         (TrainerConfig, TRAINER, []),
         (ExpManagerConfig, EXP_MANAGER, []),
         (DataConfig, DATA, [SPEECH_TO_SPEECH_DATA]),
@@ -185,13 +227,23 @@ def test_section_is_valid_to_the_letter(
             assert checked[key] == value
 
 
-def test_whole_document_is_a_training_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "target, sections",
+    [
+        ("SALM", [MODEL]),
+        ("DuplexS2SModel", [DUPLEX_MODEL, PERCEPTION]),
+        ("DuplexS2SSpeechDecoderModel", [SPEECH_DECODER_MODEL, PERCEPTION]),
+    ],
+)
+def test_whole_document_is_a_training_job(
+    target: str, sections: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     received: list[DictConfig] = []
     monkeypatch.setattr(experiment, "run", received.append)
-    text = OmegaConf.to_yaml(document(MODEL, TRAINER, EXP_MANAGER, DATA, SPEECH_TO_SPEECH_DATA))
-    (tmp_path / "spec.yaml").write_text(text)
+    whole = document(*sections, TRAINER, EXP_MANAGER, DATA, SPEECH_TO_SPEECH_DATA)
+    (tmp_path / "spec.yaml").write_text(OmegaConf.to_yaml(whole))
     argv = [f"--config-path={tmp_path}", "--config-name=spec", "trainer.max_steps=1000"]
-    main_script(TRAIN, job_type="train", default_config="salm", target="SALM", argv=argv)
+    main_script(TRAIN, job_type="train", default_config="salm", target=target, argv=argv)
     job = check_job(received[0])
     assert (job.name, job.trainer.max_steps) == ("salm", 1000)
     experiment.check_training(received[0])

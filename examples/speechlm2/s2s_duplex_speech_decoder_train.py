@@ -1,0 +1,16 @@
+"""Train DuplexS2SSpeechDecoderModel from YAML.
+
+    python examples/speechlm2/s2s_duplex_speech_decoder_train.py \
+      --config-path=conf --config-name=s2s_duplex_speech_decoder \
+      model.pretrained_llm=path/to/llm model.pretrained_audio_codec=path/to/audio_codec.nemo
+"""
+
+from whalesong.cli import main_script
+
+if __name__ == "__main__":
+    main_script(
+        __file__,
+        job_type="train",
+        default_config="s2s_duplex_speech_decoder",
+        target="DuplexS2SSpeechDecoderModel",
+    )
