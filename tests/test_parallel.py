@@ -23,19 +23,29 @@ STRATEGIES = {
 }
 
 
-LEARNED = ("lora_", "modality_adapter", "model.lm.", "model.conditioner.")
+LEARNED = (
+    *("lora_", "modality_adapter", "model.lm.", "model.conditioner."),
+    *("embed_audio_tokens", "audio_head", "speech_generation", "llm.model.layers.1."),
+)
 
 
-@pytest.fixture(scope="module", params=["salm", "codec LM", "AudioLM"])
+@pytest.fixture(scope="module", params=["salm", "codec LM", "AudioLM", "duplex", "speech decoder"])
 def run(
     request: pytest.FixtureRequest,
     small_job: list[str],
     small_codec_lm_job: list[str],
     small_audiolm_job: list[str],
+    small_duplex_job: Callable[..., list[str]],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[[str], dict[str, torch.Tensor]]:
     """Train with a strategy in a real command and return what was learned."""
-    jobs = {"salm": small_job, "codec LM": small_codec_lm_job, "AudioLM": small_audiolm_job}
+    jobs = {
+        "salm": small_job,
+        "codec LM": small_codec_lm_job,
+        "AudioLM": small_audiolm_job,
+        "duplex": small_duplex_job("s2s_duplex"),
+        "speech decoder": small_duplex_job("s2s_duplex_speech_decoder"),
+    }
     job = jobs[request.param]
     done: dict[str, dict[str, torch.Tensor]] = {}
 

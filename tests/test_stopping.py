@@ -27,6 +27,12 @@ CHANCE = {
         "exp_manager.ema.enable=true",
     ],
     "AudioLM": ["model.dropout=0.1", "model.prompt.split=[0.2, 0.6]", "model.nar_stage=sample"],
+    "duplex": ["model.lora={r: 2, lora_dropout: 0.1, target_modules: [q_proj]}"],
+    "speech decoder": [
+        "model.freeze_params=['^llm']",
+        "model.speech_decoder.dropout=0.1",
+        "model.speech_decoder.unconditional_prob=0.2",
+    ],
 }
 """What a resumed run must draw as the whole one does."""
 
@@ -37,8 +43,15 @@ def command(
     small_job: list[str],
     small_codec_lm_job: list[str],
     small_audiolm_job: list[str],
+    small_duplex_job: Callable[..., list[str]],
 ) -> Callable[[Path], list[str]]:
-    jobs = {"salm": small_job, "codec LM": small_codec_lm_job, "AudioLM": small_audiolm_job}
+    jobs = {
+        "salm": small_job,
+        "codec LM": small_codec_lm_job,
+        "AudioLM": small_audiolm_job,
+        "duplex": small_duplex_job("s2s_duplex"),
+        "speech decoder": small_duplex_job("s2s_duplex_speech_decoder"),
+    }
     job = jobs[request.param]
 
     def make(logs: Path) -> list[str]:
@@ -63,7 +76,7 @@ def finish(command: list[str], logs: Path) -> dict[str, torch.Tensor]:
     assert done.returncode == 0, done.stderr[-2000:]
     with open_archive(next((logs / "checkpoints").glob("*.nemo"))) as archive:
         tensors = archive.tensors()
-        trained = ("lora_", "model.lm.", "model.conditioner.")
+        trained = ("lora_", "model.lm.", "model.conditioner.", "audio_head", "speech_generation")
         return {n: tensors[n].clone() for n in tensors if any(part in n for part in trained)}
 
 

@@ -1,5 +1,6 @@
 """The recognizer that listens to the agent."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,15 @@ def test_it_is_loaded_once_for_all(scoring: Any, causal_asr: Path) -> None:
     assert type(scoring)(str(causal_asr)).load() is first
     assert not first.training
     assert not any(parameter.requires_grad for parameter in first.parameters())
+
+
+def test_what_was_loaded_in_a_validation_serves_elsewhere(scoring: Any, causal_asr: Path) -> None:
+    copy = shutil.copy(causal_asr, causal_asr.with_name("copy.nemo"))
+    other, audios = type(scoring)(str(copy)), noises(8000)
+    with torch.inference_mode():
+        heard = other.transcribe(audios, 22050)
+    assert not any(parameter.is_inference() for parameter in other.load().parameters())
+    assert other.transcribe(audios, 22050) == scoring.transcribe(audios, 22050) == heard
 
 
 def test_it_is_no_part_of_the_model(

@@ -22,25 +22,6 @@ CUTS = {
 Build = Callable[..., Any]
 
 
-@pytest.fixture(scope="module")
-def talkative(build_duplex: Build) -> Build:
-    """Builds models that begin turns, say words and end turns, all by chance."""
-
-    def build(family: str, **changes: Any) -> Any:
-        settings = {"text_temperature": 1.0, "temperature": 1.0, "seed": 5}
-        made = build_duplex(family, generation=settings, **changes)
-        words = made.tokenizer.text_to_ids("turn on the light")
-        head = made.model.llm.get_output_embeddings().weight
-        with torch.no_grad():
-            direction = head[7].clone() * 1000
-            head.zero_()
-            head[[made.model.ids.bos, *words[:2]]] = direction
-            head[[made.model.ids.eos, *words[2:]]] = -direction
-        return made
-
-    return build
-
-
 @pytest.fixture(scope="module", params=FAMILIES)
 def model(request: pytest.FixtureRequest, talkative: Build) -> Any:
     return talkative(request.param, attention_window=20)
@@ -70,8 +51,7 @@ def check_equal(model: Any, audio: Tensor, sizes: list[int], **generation: Any) 
 @pytest.mark.parametrize("sizes", CUTS.values(), ids=CUTS)
 def test_any_pieces_get_the_answer_to_the_whole(model: Any, sizes: list[int]) -> None:
     torch.manual_seed(1)
-    for num_samples in (54321, 1280 * 40):
-        assert check_equal(model, 0.1 * torch.randn(num_samples), sizes)
+    assert check_equal(model, 0.1 * torch.randn(54321), sizes)
 
 
 def test_the_most_probable_is_said_in_pieces_too(model: Any) -> None:
@@ -79,7 +59,7 @@ def test_the_most_probable_is_said_in_pieces_too(model: Any) -> None:
     check_equal(model, audio, CUTS["any"], text_temperature=0.0, temperature=0.0)
 
 
-@pytest.mark.parametrize("num_samples", [0, 1, 159, 1279, 1280, 1281, 1600])
+@pytest.mark.parametrize("num_samples", [0, 1, 1279, 1281])
 def test_single_samples_and_short_recordings(model: Any, num_samples: int) -> None:
     check_equal(model, 0.1 * torch.ones(num_samples), [1])
 
@@ -111,21 +91,21 @@ def test_sessions_of_one_model_do_not_meet(model: Any) -> None:
     assert [session.turns for session in sessions] == [turns for _, _, turns in expected]
 
 
-def test_ten_minutes_need_the_memory_of_one(talkative: Build) -> None:
+@pytest.mark.parametrize("seconds", [30, pytest.param(600, marks=pytest.mark.slow)])
+def test_memory_does_not_grow_with_the_conversation(talkative: Build, seconds: int) -> None:
     session = talkative("duplex_s2s_speech_decoder", attention_window=8).start_session()
-    minute = 0.1 * torch.randn(60 * 16000)
+    second = 0.1 * torch.randn(16000)
 
-    def hear_minutes(count: int) -> tuple[int, int]:
+    def hear(until: int) -> tuple[int, int]:
         """Bytes of all tensors afterwards, and the peak of the process in KiB."""
-        for piece in [*cut(minute, [16000])] * count:
-            session.step(piece)
+        while session.num_frames < until:
+            session.step(second)
         tensors = [value for value in gc.get_objects() if type(value) is Tensor]
         bytes_held = {value.data_ptr(): value.untyped_storage().nbytes() for value in tensors}
         return sum(bytes_held.values()), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
-    held, peak = hear_minutes(1)
-    held_later, peak_later = hear_minutes(9)
-    assert session.num_frames == 7500
+    held, peak = hear(until=125)
+    held_later, peak_later = hear(until=seconds * 25 // 2)
     assert held_later <= held + 4096
     assert peak_later - peak < 10 * 1024
 
@@ -188,9 +168,9 @@ def test_a_training_model_is_refused(model: Any) -> None:
 
 def test_a_conversation_beyond_the_context_is_refused(build_duplex: Build) -> None:
     model = build_duplex()
-    limit = model.model.max_frames
+    model.model.llm.config.max_position_embeddings = 12
     session = model.start_session()
-    with pytest.raises(ConfigError, match=f"at most {limit} frames.*`attention_window`"):
-        for _ in range(limit):
-            session.step(torch.zeros(2 * 1280))
-    assert session.num_frames <= limit
+    session.step(torch.zeros(12 * 1280))
+    with pytest.raises(ConfigError, match="at most 12 frames.*`attention_window`.* it has 13"):
+        session.step(torch.zeros(1280))
+    assert session.num_frames == 12

@@ -41,10 +41,10 @@ class PredictConfig(Schema):
     end: list[str] = []
     """For models of sound: audio files that the answers lead to; what lies between is filled in."""
     generation: dict[str, Any] = {}
-    """For models of sound: keys of `model.generation`, `seed`, `num_candidates`, and for AudioLM
-    `stream`."""
+    """For models of sound and duplex models: keys of `model.generation`; for models of sound `seed`
+    and `num_candidates`, for AudioLM and duplex models `stream`."""
     output_dir: str | None = None
-    """For models of sound: the folder of the wav files that come out."""
+    """For models of sound and duplex models: the folder of the wav files that come out."""
     output_file: str | None = None
     """Where to write one JSON line per answer; to the terminal if null."""
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
@@ -27,6 +27,18 @@ def shard(
     fully_shard(model, mesh=mesh, reshard_after_forward=False)
     for method in methods:
         register_fsdp_forward_method(model, method)
+
+
+def most_of_all_ranks(model: nn.Module, count: int) -> int:
+    """The greatest `count` over the ranks of a sharded model; `count` itself if it is whole.
+
+    Each call of a sharded model gathers its parameters, so that all ranks have to call it as often.
+    """
+    if not isinstance(model, FSDPModule):
+        return count
+    counts = torch.tensor(count, device=next(model.parameters()).device)
+    torch.distributed.all_reduce(counts, torch.distributed.ReduceOp.MAX)
+    return int(counts)
 
 
 def whole_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:

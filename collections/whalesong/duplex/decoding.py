@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from whalesong.core.parallel import most_of_all_ranks
 from whalesong.duplex.config import DuplexGeneration
 from whalesong.duplex.model import DuplexModel
 
@@ -50,7 +51,8 @@ def converse(
     counts = lens[order].tolist()
     text = torch.full((len(lens), total), model.ids.pad, device=source.device)
     codes = model.silence_codes[None, :, None].repeat(len(lens), 1, total)
-    state = model.start(len(lens), generation, num_frames=total)
+    most = most_of_all_ranks(model, total)
+    state = model.start(len(lens), generation, num_frames=most)
     state.draws.select(order)  # nothing else differs between rows before the first frame
     rows = order
     for frame in range(total):
@@ -61,6 +63,8 @@ def converse(
         text[rows, frame], codes[rows, :, frame] = model.step(source[rows, frame], state)
         if on_frame is not None:
             on_frame(frame + 1, total)
+    for _ in range(total, most):  # so that ranks with longer recordings do not wait for ever
+        model.step(source.new_zeros(len(rows), source.shape[2]), state)
     return Conversation(text, codes, lens)
 
 

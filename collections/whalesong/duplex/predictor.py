@@ -19,6 +19,7 @@ from whalesong.duplex.turn_decoder import decode_turns
 from whalesong.metrics.bleu import Bleu
 from whalesong.metrics.text import WordErrorRate, spoken_words
 from whalesong.metrics.turn_taking import TurnTaking
+from whalesong.modules.generation.generate import Progress
 from whalesong.sound.evaluating import evaluating
 
 
@@ -49,7 +50,13 @@ class DuplexPredictor:
         self.settings = settings
 
     def predict(
-        self, batch: Batch, *, decode_audio: bool = True, score: bool = True, **generation: Any
+        self,
+        batch: Batch,
+        *,
+        decode_audio: bool = True,
+        score: bool = True,
+        on_frame: Progress | None = None,
+        **generation: Any,
     ) -> dict[str, Any]:
         """Answer the audio of `batch["prompt"]`.
 
@@ -57,6 +64,7 @@ class DuplexPredictor:
             batch: see `DuplexCollator`.
             decode_audio: also give the audio.
             score: with a scoring recognizer, also give what it hears.
+            on_frame: called with the frames that are done and their total.
             **generation: keys of `model.generation`.
 
         Returns:
@@ -72,7 +80,11 @@ class DuplexPredictor:
         with evaluating(self.model):
             try:
                 made = converse(
-                    self.model, prompt["source_audio"], prompt["source_audio_lens"], settings
+                    self.model,
+                    prompt["source_audio"],
+                    prompt["source_audio_lens"],
+                    settings,
+                    on_frame=on_frame,
                 )
             except ValueError as error:
                 raise ConfigError(str(error)) from error

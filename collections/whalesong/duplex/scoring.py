@@ -68,6 +68,7 @@ class ScoringASR:
 
 
 @lru_cache(maxsize=1)
+@torch.inference_mode(False)  # in validation it is on, but the weights are used elsewhere, too
 def _load(name_or_path: str) -> ASRModel:
     with default_dtype(torch.float32):
         asr = load_asr(name_or_path, key="model.scoring_asr")

@@ -14,9 +14,10 @@ from whalesong.core.errors import ConfigError
 from whalesong.core.job_config import PredictConfig, check_unused
 from whalesong.core.parts import Batch, Evaluation
 from whalesong.core.totals import EvaluationTotals
-from whalesong.data.turns import Turn
+from whalesong.data.turns import Turn, joined
 from whalesong.duplex.picture import draw_conversation
 from whalesong.duplex.predictor import duplex_metrics, plain
+from whalesong.sound.progress import StepBar
 from whalesong.sound.wav import read_clip, write_wav
 
 if TYPE_CHECKING:
@@ -124,14 +125,12 @@ def answer(model: "DuplexModelPT", request: PredictConfig) -> Iterator[dict[str,
     for files in outputs:
         files.check_new()
     for path, files in zip(request.audio, outputs, strict=True):
-        print(f"{path}: ", end="", flush=True)
         user = read_clip(path, sample_rate=model.sample_rate, num_channels=1)[0]
-        made = reply(model, user, settings)
+        made = reply(model, path, user, settings)
         _write(model, path, files, made)
         print(f"  written to {files.agent}, {files.stereo} and {files.picture}")
-        text = " ".join(turn.text for turn in made.turns if turn.text)
-        yield {"audio": path, "answer": text, "turns": plain(made.turns), **files.as_dict(),
-               **made.facts}  # fmt: skip
+        said = {"audio": path, "answer": joined(made.turns), "turns": plain(made.turns)}
+        yield {**said, **files.as_dict(), **made.facts}
 
 
 def timed(turn: Turn) -> str:
@@ -140,15 +139,18 @@ def timed(turn: Turn) -> str:
     return f"[{turn.begin:.2f} - {end}] {turn.text}"
 
 
-def _whole(model: "DuplexModelPT", user: Tensor, settings: dict[str, Any]) -> Answer:
-    made = model.offline_inference(user[None], torch.tensor([len(user)]), **settings)
-    print(*("\n  " + timed(turn) for turn in made["turns"][0]), sep="")
+def _whole(model: "DuplexModelPT", path: str, user: Tensor, settings: dict[str, Any]) -> Answer:
+    made = model.offline_inference(
+        user[None], torch.tensor([len(user)]), on_frame=StepBar(), **settings
+    )
+    print(f"{path}:", *map(timed, made["turns"][0]), sep="\n  ")
     return Answer(made["turns"][0], made["audio"][0].cpu(), {})
 
 
-def _streamed(model: "DuplexModelPT", user: Tensor, settings: dict[str, Any]) -> Answer:
+def _streamed(model: "DuplexModelPT", path: str, user: Tensor, settings: dict[str, Any]) -> Answer:
     session = model.start_session(**settings)
     pieces = []
+    print(f"{path}: ", end="", flush=True)
     for samples in user.split(model.model.counter.samples_per_frame):
         text, audio = session.step(samples)
         print(text, end="", flush=True)

@@ -86,10 +86,10 @@ class ConformerStream:
     def _layers_of(self, x: Tensor) -> Tensor:
         """Run the layers and join the outputs that are asked for."""
         project = self._encoder.out_proj or nn.Identity()
-        distances, is_visible = self._view(x.shape[1], x.device)
+        entries, is_hidden = self._view(x.shape[1], x.device)
         outputs = []
         for index, layer in enumerate(self._layers):
-            x = layer(x, distances, is_visible) if x.shape[1] else x
+            x = layer(x, entries, is_hidden) if x.shape[1] else x
             if index in self._taps:
                 outputs.append(project(x))
         self._num_frames += x.shape[1]
@@ -98,12 +98,14 @@ class ConformerStream:
         return torch.cat(outputs, dim=2)
 
     def _view(self, num_new: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """How far each new frame is from each that is kept or new, and which of these it sees."""
+        """Which entry of the table of positions stands between each new frame and each that is kept
+        or new, and which of these it does not see: both (f, kept + f)."""
         total = min(self._num_frames, self._left) + num_new
         keys = torch.arange(total, device=device)
         queries = keys[total - num_new :, None]
         chunks = queries // self._chunk - keys // self._chunk
-        return queries - keys, (chunks >= 0) & (chunks <= self._left // self._chunk)
+        is_hidden = (chunks < 0) | (chunks > self._left // self._chunk)
+        return (queries - keys + self._chunk - 1).masked_fill(is_hidden, 0), is_hidden
 
 
 class _LayerStream:
@@ -119,11 +121,11 @@ class _LayerStream:
         self._past = weight.new_zeros(1, convolution.kernel_size[0] - 1, len(weight))
         self._table = self._position_keys() if hasattr(attention, "linear_pos") else None
 
-    def __call__(self, x: Tensor, distances: Tensor, is_visible: Tensor) -> Tensor:
-        """Map frames (1, f, D); `distances` and `is_visible` are (f, kept + f)."""
+    def __call__(self, x: Tensor, entries: Tensor, is_hidden: Tensor) -> Tensor:
+        """Map frames (1, f, D); what they see is told by `ConformerStream`."""
         layer = self._layer
         x = x + layer.fc_factor * layer.feed_forward1(layer.norm_feed_forward1(x))
-        x = x + self._attend(layer.norm_self_att(x), distances, is_visible)
+        x = x + self._attend(layer.norm_self_att(x), entries, is_hidden)
         x = x + self._convolve(layer.norm_conv(x))
         x = x + layer.fc_factor * layer.feed_forward2(layer.norm_feed_forward2(x))
         return layer.norm_out(x)
@@ -137,25 +139,23 @@ class _LayerStream:
         with torch.no_grad():
             return attention.linear_pos(embedded).unflatten(1, (attention.h, -1)).permute(1, 2, 0)
 
-    def _attend(self, x: Tensor, distances: Tensor, is_visible: Tensor) -> Tensor:
+    def _attend(self, x: Tensor, entries: Tensor, is_hidden: Tensor) -> Tensor:
         attention = self._layer.self_attn
         queries, keys, values = attention.forward_qkv(x, x, x)  # (1, H, f, d_k)
         keys = torch.cat([self._keys, keys], dim=2)
         values = torch.cat([self._values, values], dim=2)
-        scores = torch.zeros(is_visible.shape, dtype=x.dtype, device=x.device)
+        scores = torch.zeros(is_hidden.shape, dtype=x.dtype, device=x.device)
         if self._table is not None:
-            scores = self._position_scores(queries + attention.pos_bias_v[:, None], distances)
+            scores = self._position_scores(queries + attention.pos_bias_v[:, None], entries)
             queries = queries + attention.pos_bias_u[:, None]
-        scores = scores.masked_fill(~is_visible, -math.inf)
+        scores = scores.masked_fill(is_hidden, -math.inf)
         out = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=scores)
         first = max(keys.shape[2] - self._left, 0)
         self._keys, self._values = keys[:, :, first:], values[:, :, first:]
         return attention.linear_out(out.transpose(1, 2).flatten(2))
 
-    def _position_scores(self, queries: Tensor, distances: Tensor) -> Tensor:
+    def _position_scores(self, queries: Tensor, entries: Tensor) -> Tensor:
         scores = queries @ self._table / math.sqrt(queries.shape[3])
-        # Distances without an entry belong to frames that are not seen.
-        entries = (distances + self._chunk - 1).clamp(0, self._table.shape[2] - 1)
         return scores.gather(3, entries.expand(1, len(self._table), -1, -1))
 
     def _convolve(self, x: Tensor) -> Tensor:
@@ -181,7 +181,7 @@ def _pointwise(conv: nn.Conv1d, x: Tensor) -> Tensor:
 
 
 class ConvSubsamplingStream:
-    """NeMo's `ConvSubsampling` by strided 2-d convolutions, a frame as soon as its inputs are there.
+    """NeMo's `ConvSubsampling` by strided convolutions, a frame as soon as its inputs are there.
 
     Args:
         front: the module; `striding` or `dw_striding`, causal or not: what a frame sees of the
@@ -266,27 +266,21 @@ def check_streamable(encoder: nn.Module, path: str) -> None:
     Raises:
         ValueError: names the first such setting below `path`, and what it must be.
     """
-    left, right = (*encoder.att_context_size, 0)[:2]
-    sizes = "[left, 0] with 0 <= left", left >= 0 and right == 0
-    if encoder.att_context_style == "chunked_limited":
-        sizes = "[left, right] with 0 <= left and 0 <= right", left >= 0 and right >= 0
-    names = {
-        "att_context_style": (encoder.att_context_style, ("regular", "chunked_limited")),
-        "self_attention_model": (encoder.self_attention_model, ("rel_pos", "abs_pos")),
-        "conv_norm_type": (
-            encoder.layers[0].conv.norm_type,
-            ("layer_norm", "batch_norm", "fused_batch_norm"),
-        ),
-        "subsampling": (
-            getattr(encoder.pre_encode, "_subsampling", "stacking"),
-            ("striding", "dw_striding", "stacking"),
-        ),
-    }
-    for name, (value, choices) in names.items():
+    norm = encoder.layers[0].conv.norm_type
+    front = getattr(encoder.pre_encode, "_subsampling", "stacking")
+    for name, value, choices in (
+        ("att_context_style", encoder.att_context_style, ("regular", "chunked_limited")),
+        ("self_attention_model", encoder.self_attention_model, ("rel_pos", "abs_pos")),
+        ("conv_norm_type", norm, ("layer_norm", "batch_norm", "fused_batch_norm")),
+        ("subsampling", front, ("striding", "dw_striding", "stacking")),
+    ):
         _require(value in choices, f"{path}.{name}", " or ".join(choices), value)
-    _require(sizes[1], f"{path}.att_context_size", sizes[0], encoder.att_context_size)
-    past = [encoder.conv_kernel_size - 1, 0]
-    conv = list(encoder.conv_context_size)
+    left, right = encoder.att_context_size
+    rule, holds = "[left, 0] with 0 <= left", left >= 0 and right == 0
+    if encoder.att_context_style == "chunked_limited":
+        rule, holds = "[left, right] with 0 <= left and 0 <= right", left >= 0 and right >= 0
+    _require(holds, f"{path}.att_context_size", rule, [left, right])
+    past, conv = [encoder.conv_kernel_size - 1, 0], list(encoder.conv_context_size)
     _require(conv == past, f"{path}.conv_context_size", "causal", conv)
     reduction = encoder.reduction_subsampling
     _require(reduction is None, f"{path}.reduction", "null", type(reduction).__name__)

@@ -15,9 +15,9 @@ class StreamingPerception:
     """Perception piece by piece: all frames together are those of `perception` on the whole.
 
     A frame comes out as soon as no later sample can change it. With subsampling by causal
-    convolutions that is `window_size / 2 + 1 / sample_rate` behind its begin; with stacking,
-    `window_size / 2 - window_stride` behind its end, so that a `window_size` of twice the stride
-    makes it come with its last sample.
+    convolutions that is `window_size / 2` behind its begin; with stacking, it is
+    `window_size / 2 - window_stride` behind its end: a `window_size` of twice the stride makes it
+    come with its last sample.
 
     Args:
         perception: NeMo's `AudioPerceptionModule`, in evaluation mode; it keeps no state.
