@@ -9,9 +9,9 @@ import torch
 
 @pytest.fixture(scope="session")
 def talkative(build_duplex: Callable[..., Any]) -> Callable[..., Any]:
-    """Callable[..., Any]s models that begin turns, say words and end turns, all by chance."""
+    """Builds models that begin turns, say words and end turns, all by chance."""
 
-    def build(family: str, **changes: Any) -> Any:
+    def build(family: str = "duplex_s2s", **changes: Any) -> Any:
         settings = {"text_temperature": 1.0, "temperature": 1.0, "seed": 5}
         made = build_duplex(family, generation=settings, **changes)
         words = made.tokenizer.text_to_ids("turn on the light")
