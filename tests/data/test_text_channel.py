@@ -82,6 +82,7 @@ def test_text_is_cut_to_its_turn_with_one_warning(caplog: pytest.LogCaptureFixtu
 
 
 def test_text_of_an_unfinished_turn_is_cut_to_the_row(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
     assert place((0.9, None, "abc")).tokens[9:] == [BOS, 10, 11]
     assert place((1.1, None, "abc")).tokens[10:] == [PAD, BOS]
     assert [record.args[-1] for record in caplog.records] == [1, 3]

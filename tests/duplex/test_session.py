@@ -1,6 +1,5 @@
 """A session says piece by piece what `offline_inference` says to the whole, in constant memory."""
 
-import gc
 import re
 import resource
 from collections.abc import Callable, Iterator
@@ -8,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from fixtures.memory import bytes_of_tensors
 from torch import Tensor
 
 from whalesong.core.errors import ConfigError, DataError, UserError
@@ -100,9 +100,7 @@ def test_memory_does_not_grow_with_the_conversation(talkative: Build, seconds: i
         """Bytes of all tensors afterwards, and the peak of the process in KiB."""
         while session.num_frames < until:
             session.step(second)
-        tensors = [value for value in gc.get_objects() if type(value) is Tensor]
-        bytes_held = {value.data_ptr(): value.untyped_storage().nbytes() for value in tensors}
-        return sum(bytes_held.values()), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return bytes_of_tensors(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
     held, peak = hear(until=125)
     held_later, peak_later = hear(until=seconds * 25 // 2)

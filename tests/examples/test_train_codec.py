@@ -88,3 +88,14 @@ def test_sizes_out_of_range(recordings: Path) -> None:
         make_codec("mel_rvq", audio, num_codebooks=0, codebook_size=8, **settings)
     with pytest.raises(ConfigError, match="9999 centroids need at least as many vectors"):
         make_codec("mel_rvq", audio, num_codebooks=1, codebook_size=9999, **settings)
+
+
+def test_a_codec_may_have_another_frame_rate(recordings: Path) -> None:
+    audio = read_recordings(recordings, sample_rate=16000, max_seconds=1e9)
+    sizes = {"num_codebooks": 1, "codebook_size": 8, "hop_length": 1280, "windows_per_frame": 4}
+    blocks = {"block_frames": 8, "context_frames": 4}
+    recipe = CodecRecipe()
+    codec = make_codec("mel_rvq", audio, sample_rate=16000, recipe=recipe, **sizes, **blocks)
+    assert codec.frame_rate == 12.5
+    with pytest.raises(ConfigError, match="`windows_per_frame` must divide `hop_length`"):
+        make_codec("mel_rvq", audio, sample_rate=16000, recipe=recipe, **sizes | {"hop_length": 2})

@@ -1,6 +1,5 @@
 """Perception piece by piece gives the frames of the whole, early, and in constant memory."""
 
-import gc
 import logging
 import resource
 from collections.abc import Callable, Iterator
@@ -8,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from fixtures.memory import bytes_of_tensors
 from torch import Tensor, nn
 
 from whalesong.modules.adapters import QFormerAdapter, StackingMLPAdapter
@@ -174,9 +174,7 @@ def test_ten_minutes_need_the_memory_of_one(build: Build) -> None:
         """Bytes of all tensors afterwards, and the peak of the process in KiB."""
         for piece in [*cut(minute, [12800])] * count:
             streaming.push(piece)
-        tensors = [value for value in gc.get_objects() if type(value) is Tensor]
-        bytes_held = {value.data_ptr(): value.untyped_storage().nbytes() for value in tensors}
-        return sum(bytes_held.values()), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return bytes_of_tensors(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
     held, peak = push_minutes(1)
     held_later, peak_later = push_minutes(9)

@@ -73,6 +73,20 @@ def test_frames_of_an_utterance_do_not_depend_on_its_batch(archive, corpus):
             )
 
 
+def test_a_streaming_recognizer_does_not_look_ahead(corpus, tmp_path):
+    texts = sample_sentences(0, 100)
+    path = build_tiny_asr(tmp_path / "asr.nemo", texts=texts, streaming=True)
+    model = ASRModel.restore_from(str(path)).eval()
+    audio = torch.from_numpy(read_utterances(corpus / "train")[0][0])[None, : 10 * 1280]
+    later = torch.cat([audio[:, : 6 * 1280], torch.zeros_like(audio[:, 6 * 1280 :])], dim=1)
+    lens = torch.tensor([audio.shape[1]])
+    with torch.no_grad():
+        ours, theirs = (model(input_signal=a, input_signal_length=lens)[0] for a in (audio, later))
+    settled = 5  # half a window of the next frame is heard
+    torch.testing.assert_close(ours[:, :settled], theirs[:, :settled])
+    assert not torch.equal(ours, theirs)
+
+
 def test_tokenizer_travels_in_the_archive_and_keeps_to_its_size(archive):
     tokenizer = ASRModel.restore_from(str(archive)).tokenizer
     assert tokenizer.vocab_size <= 64

@@ -177,3 +177,45 @@ def test_it_stays_in_fp32_and_in_evaluation(codec: MelRVQCodec, codes: Tensor) -
 def test_fade_lies_within_the_context() -> None:
     with pytest.raises(ValueError, match="at most 2 frames, but `fade_frames` is 3"):
         MelRVQSizes(context_frames=2, fade_frames=3)
+
+
+WINDOWED = {
+    "hop_length": 1280,
+    "windows_per_frame": 4,
+    "num_codebooks": 2,
+    "codebook_size": 64,
+    "num_iterations": 4,
+    "block_frames": 8,
+    "context_frames": 4,
+}
+
+
+def test_a_frame_of_several_windows_streams_and_reaches_no_farther(
+    training_audio: list[Tensor], held_out_audio: list[Tensor]
+) -> None:
+    windowed = fit_mel_rvq(training_audio[:6], MelRVQSizes(**WINDOWED))
+    codes, lens = windowed.encode(torch.cat(held_out_audio)[None, None, : 30 * 1280 - 7])
+    assert codes.shape == (1, 2, 30) and lens.tolist() == [30]
+    whole = windowed.decode(codes)
+    assert whole.shape == (1, 1, 30 * 1280)
+    decoder = windowed.streaming_decoder()
+    pieces = [decoder.push(piece) for piece in codes.split([1] * 9 + [0, 7, 14], dim=2)]
+    torch.testing.assert_close(torch.cat([*pieces, decoder.flush()], dim=2), whole)
+    changed = codes.clone()
+    changed[:, :, 15] = (changed[:, :, 15] + 1) % 64
+    differs = (windowed.decode(changed) != whole)[0, 0].nonzero().squeeze(1) // 1280
+    left, right = windowed.receptive_field
+    assert 15 - right <= int(differs.min()) <= 15 <= int(differs.max()) <= 15 + left
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"windows_per_frame": 7}, r"`windows_per_frame` must divide `hop_length` \(1280\)"),
+        ({"block_frames": 10}, "`block_frames` must be a multiple of `windows_per_frame`"),
+        ({"context_frames": 6}, "`context_frames` must be a multiple of `windows_per_frame`"),
+    ],
+)
+def test_blocks_are_whole_frames(changes: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        MelRVQSizes(**WINDOWED | changes)
