@@ -1,5 +1,6 @@
 """Laws of the duplex networks: steps equal the whole, rows and frames know only what they may."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,8 +8,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import AutoTokenizer
 
 from whalesong.core.errors import CheckpointError, ConfigError
+from whalesong.modules.codec.files import save_codec
+from whalesong.modules.codec.mel_rvq import MelRVQSizes, fit_mel_rvq
 from whalesong.modules.llm import head_logits, hidden_states
 
 FAMILIES = ("duplex_s2s", "duplex_s2s_speech_decoder")
@@ -321,3 +325,37 @@ def test_a_conversation_beyond_the_context_needs_a_window(build_duplex: Any) -> 
     windowed = build_duplex(**WINDOWED)
     windowed.model.llm.config.max_position_embeddings = 10
     assert int(windowed.offline_inference(audio, lens)["tokens_len"]) == 20
+
+
+def test_a_codec_of_another_rate_on_the_same_grid(
+    dialogues: list[Any], build_duplex: Any, load_batch: Any, tmp_path: Path
+) -> None:
+    """Fault 10 of the reference: 22,050 Hz were taken for granted."""
+    sizes = MelRVQSizes(
+        sample_rate=24000, hop_length=1920, n_fft=3840, n_mels=20, num_codebooks=2,
+        codebook_size=16, num_iterations=2, block_frames=2, context_frames=1, fade_frames=1,
+    )  # fmt: skip
+    clips = [torch.from_numpy(agent) for _, agent, _ in dialogues]
+    save_codec(fit_mel_rvq(clips, sizes, seed=0), tmp_path / "codec.safetensors")
+    model = build_duplex(pretrained_audio_codec=str(tmp_path / "codec.safetensors"))
+    assert model.target_sample_rate == 24000
+    batch = load_batch(model)
+    seconds = batch["target_audio_lens"] / 24000 - batch["source_audio_lens"] / 16000
+    assert seconds.abs().max() < 1e-3
+    assert model.parts.loss.loss_fn(batch)["loss"].isfinite()
+    made = answers(model, batch)
+    assert torch.equal(made["audio_len"], made["tokens_len"] * 1920)
+
+
+def test_a_tokenizer_without_begin_is_refused_until_another_token_begins(
+    tiny_llm: Callable[..., Path], build_duplex: Any, tmp_path: Path
+) -> None:
+    folder = tmp_path / "llm"
+    shutil.copytree(tiny_llm(), folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.bos_token = None
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(ConfigError, match="must have a BOS token, but has none"):
+        build_duplex(pretrained_llm=str(folder))
+    named = build_duplex(pretrained_llm=str(folder), special_tokens={"bos": "<s>"})
+    assert named.model.ids.bos == tokenizer.convert_tokens_to_ids("<s>")
