@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
@@ -128,6 +129,8 @@ class SALMModel(nn.Module):
                 attention_mask=attention_mask.long(),
                 generation_config=generation_config,
                 streamer=streamer,
+                # Each step gathers weights: ranks whose rows have ended go on with the others.
+                synced_gpus=isinstance(self, FSDPModule),
             )
         finally:
             for module, training in modes:
