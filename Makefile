@@ -1,6 +1,6 @@
 # Each target makes the virtual environment .venv first, when it is missing or out of date.
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-music demo-audiolm test test-slow lint format clean-demo
+.PHONY: help demo demo-music demo-audiolm demo-duplex test test-slow lint format clean-demo
 
 BIN := .venv/bin
 DEMO_FLAGS ?=
@@ -21,6 +21,9 @@ demo-music: .venv/.installed  ## train text to music on synthesized loops and me
 
 demo-audiolm: .venv/.installed  ## train AudioLM on synthesized melodies and measure what it goes on with
 	$(BIN)/python examples/audiolm/demo.py $(DEMO_FLAGS)
+
+demo-duplex: .venv/.installed  ## train a duplex model on synthesized dialogues and converse with it
+	$(BIN)/python examples/speechlm2/s2s_duplex_demo.py $(DEMO_FLAGS)
 
 test: .venv/.installed  ## run the default tests: offline, under 5 minutes on 2 cores
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(TEST_FLAGS)

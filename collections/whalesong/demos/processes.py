@@ -4,6 +4,8 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NoReturn
 
@@ -32,3 +34,26 @@ def block_network() -> None:
     socket.socket.connect = refuse
     socket.socket.connect_ex = refuse
     socket.getaddrinfo = refuse
+
+
+def run_together(commands: Mapping[Path, Sequence[object]]) -> None:
+    """Run modules at the same time, a core each; when one fails, the others end, too.
+
+    Args:
+        commands: log file -> module and its arguments. The first one shows its progress instead.
+
+    Raises:
+        CalledProcessError: of the first one that failed.
+    """
+    with ExitStack() as running:
+        processes = []
+        for log, command in commands.items():
+            show = running.enter_context(open(log, "w")) if processes else None
+            process = subprocess.Popen(
+                [sys.executable, "-m", *map(str, command)], env=half_the_cores(), stderr=show
+            )
+            running.callback(process.kill)  # nothing to one that has ended
+            processes.append(process)
+        for process in processes:
+            if process.wait() != 0:
+                raise subprocess.CalledProcessError(process.returncode, process.args)

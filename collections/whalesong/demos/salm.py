@@ -1,14 +1,11 @@
 """The SALM demo: spoken commands -> tiny ASR and LLM -> SALM -> `.nemo` -> transcripts, report."""
 
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from whalesong.demos.processes import half_the_cores, run_module
+from whalesong.demos.processes import run_module, run_together
 from whalesong.demos.stages import DemoFolder, Stage, peak_memory_gib, run_stages
 
 NUM_VALIDATION = 60
@@ -90,21 +87,19 @@ class SalmDemo(DemoFolder):
     def train_parts(self) -> None:
         """A Conformer CTC model through NeMo and a Llama through transformers, one core each."""
         jobs = {self.asr: self.asr_steps, self.llm: self.llm_steps}
-        with ExitStack() as running:
-            processes = []
-            for output, steps in jobs.items():
-                if output.exists():
-                    continue
-                log = running.enter_context(open(self.folder / f"{output.stem}.log", "w"))
-                show = None if output == self.asr else log  # two progress bars would mix
-                arguments = [output.stem, str(self.corpus), str(output), str(steps)]
-                command = [sys.executable, "-m", "whalesong.demos.train_part", *arguments]
-                process = subprocess.Popen(command, env=half_the_cores(), stderr=show)
-                running.callback(process.kill)  # nothing to one that has ended
-                processes.append(process)
-            for process in processes:
-                if process.wait() != 0:
-                    raise subprocess.CalledProcessError(process.returncode, process.args)
+        run_together(
+            {
+                self.folder / f"{output.stem}.log": [
+                    "whalesong.demos.train_part",
+                    output.stem,
+                    self.corpus,
+                    output,
+                    steps,
+                ]
+                for output, steps in jobs.items()
+                if not output.exists()
+            }
+        )
         self.parts.touch()
 
     def train_salm(self) -> None:

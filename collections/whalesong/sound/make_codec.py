@@ -85,22 +85,27 @@ def make_codec(
     num_codebooks: int,
     codebook_size: int,
     recipe: CodecRecipe,
+    hop_length: int | None = None,
+    **sizes_of_kind: float,
 ) -> OwnCodec:
-    """Fit a `mel_rvq` or train a `convnext_istft` codec of 50 frames a second.
+    """Fit a `mel_rvq` or train a `convnext_istft` codec.
 
     Args:
         audio: recordings (N,) at `sample_rate`.
         recipe: of the training; of `mel_rvq`, only the seed counts.
+        hop_length: samples of a frame; None gives 50 frames a second.
+        **sizes_of_kind: further sizes, see `MelRVQSizes` and `ConvNextISTFTSizes`.
 
     Raises:
         ConfigError: the audio is too short, or a size is out of range.
     """
-    hop = sample_rate // FRAME_RATE
+    hop = hop_length or sample_rate // FRAME_RATE
     sizes = {
         "sample_rate": sample_rate,
         "hop_length": hop,
         "num_codebooks": num_codebooks,
         "codebook_size": codebook_size,
+        **sizes_of_kind,
     }
     owner = f"a codec of type '{kind}'"
     try:

@@ -23,9 +23,14 @@ class MelRVQSizes(CodecSizes):
     """Magnitude that counts as silence; a sine of full scale has 1."""
     num_iterations: int = Field(24, ge=0)
     """Of Griffin and Lim."""
+    windows_per_frame: int = Field(1, gt=0)
+    """Spectra whose bands together are the vector of a frame; divides `hop_length`."""
     block_frames: int = Field(32, gt=0)
+    """Windows that Griffin and Lim compute at once, a multiple of `windows_per_frame`."""
     context_frames: int = Field(8, ge=0)
+    """Windows on each side of a block, a multiple of `windows_per_frame`."""
     fade_frames: int = Field(3, ge=0)
+    """Windows over which a block takes over from the one before."""
 
     @model_validator(mode="after")
     def _fade_within_context(self) -> "MelRVQSizes":
@@ -36,12 +41,28 @@ class MelRVQSizes(CodecSizes):
             )
         return self
 
+    @model_validator(mode="after")
+    def _whole_frames(self) -> "MelRVQSizes":
+        if self.hop_length % self.windows_per_frame:
+            raise ValueError(
+                f"`windows_per_frame` must divide `hop_length` ({self.hop_length}), "
+                f"but is {self.windows_per_frame}"
+            )
+        for name in ("block_frames", "context_frames"):
+            if getattr(self, name) % self.windows_per_frame:
+                raise ValueError(
+                    f"`{name}` must be a multiple of `windows_per_frame` "
+                    f"({self.windows_per_frame}), but is {getattr(self, name)}"
+                )
+        return self
+
 
 class MelRVQCodec(OwnCodec):
     """Codes are the nearest residual centroids of log-mel frames; decoding guesses the phase.
 
-    Frame f is the spectrum around the samples [f * hop_length, (f + 1) * hop_length). Decoding
-    works in blocks of `block_frames`, see `BlockGriffinLim`.
+    Frame f is the spectrum around the samples [f * hop_length, (f + 1) * hop_length), or as many
+    spectra of equal parts of them as there are windows in a frame. Decoding works in blocks of
+    windows, see `BlockGriffinLim`.
     """
 
     type_name = "mel_rvq"
@@ -52,34 +73,43 @@ class MelRVQCodec(OwnCodec):
         self.log_mel = LogMel(
             sizes.sample_rate,
             n_fft=sizes.n_fft,
-            hop_length=sizes.hop_length,
+            hop_length=sizes.hop_length // sizes.windows_per_frame,
             n_mels=sizes.n_mels,
             floor=sizes.floor,
         )
         self.quantizer = ResidualVectorQuantizer(
             num_codebooks=sizes.num_codebooks,
             codebook_size=sizes.codebook_size,
-            dim=sizes.n_mels,
+            dim=sizes.windows_per_frame * sizes.n_mels,
         )
         blocks = Blocks(sizes.block_frames, sizes.context_frames, sizes.fade_frames)
         self.vocoder = BlockGriffinLim(
             self.log_mel.transform, blocks=blocks, num_iterations=sizes.num_iterations
         )
-        self.receptive_field = blocks.receptive_field
+        left, right = blocks.receptive_field
+        count = sizes.windows_per_frame
+        self.receptive_field = (-(-left // count), -(-right // count))
         self.eval()
 
     def magnitudes(self, codes: Tensor) -> Tensor:
-        """Codes (B, K, F) -> linear magnitudes (B, F, n_fft // 2 + 1)."""
+        """Codes (B, K, F) -> linear magnitudes (B, F * windows_per_frame, n_fft // 2 + 1)."""
+        vectors = self.quantizer.decode(codes)
+        windows = vectors.unflatten(2, (self.sizes.windows_per_frame, -1)).flatten(1, 2)
         # In float64, so that they do not depend on the frames around: phases amplify rounding.
-        bands = self.quantizer.decode(codes).double().exp()
+        bands = windows.double().exp()
         return (unmix_bands(bands, self.log_mel.filters.double()) * self.log_mel.gain).float()
 
     def streaming_decoder(self) -> "BlockStreamingDecoder":
         """A decoder that gives out whole blocks."""
         return BlockStreamingDecoder(self)
 
+    def vectors(self, audio: Tensor) -> Tensor:
+        """Audio (B, F * hop_length) -> vectors to quantize (B, F, windows_per_frame * n_mels)."""
+        windows = self.log_mel(audio)
+        return windows.unflatten(1, (-1, self.sizes.windows_per_frame)).flatten(2)
+
     def _encode(self, audio: Tensor) -> Tensor:
-        return self.quantizer.encode(self.log_mel(audio[:, 0]))
+        return self.quantizer.encode(self.vectors(audio[:, 0]))
 
     def _decode(self, codes: Tensor) -> Tensor:
         return self.vocoder(self.magnitudes(codes))[:, None]
@@ -93,7 +123,9 @@ class BlockStreamingDecoder(StreamingDecoder):
 
     def __init__(self, codec: MelRVQCodec) -> None:
         super().__init__(codec)
-        self._blocks = codec.vocoder.blocks
+        self._windows = codec.sizes.windows_per_frame
+        self._length = codec.vocoder.blocks.length // self._windows
+        self._context = codec.vocoder.blocks.context // self._windows
         self._left = 0  # frames of `_codes` in front of the next block
         self._tail: Tensor | None = None
 
@@ -101,28 +133,29 @@ class BlockStreamingDecoder(StreamingDecoder):
         """Take frames (B, K, f), which may be none; return samples (B, 1, n) that are settled."""
         self.codec.check_codes(codes)
         self._codes = codes if self._codes is None else torch.cat([self._codes, codes], dim=2)
-        settled = self._codes.shape[2] - self._left - self._blocks.context
-        return self._render(max(settled // self._blocks.length, 0))
+        settled = self._codes.shape[2] - self._left - self._context
+        return self._render(max(settled // self._length, 0))
 
     def flush(self) -> Tensor:
         """Return the samples that were waiting for frames that did not come."""
         if self._codes is None:
             return torch.zeros(0, 1, 0)
         num_frames = self._codes.shape[2] - self._left
-        samples = self._render(-(-num_frames // self._blocks.length))
+        samples = self._render(-(-num_frames // self._length))
         self._codes, self._left, self._tail = None, 0, None
         return samples[..., : num_frames * self.codec.downsampling_ratio]
 
     def _render(self, num_blocks: int) -> Tensor:
         """Samples of the next blocks; what is missing around them is silence."""
-        codes, context = self._codes, self._blocks.context
+        codes, context = self._codes, self._context
         if not num_blocks:
             return torch.zeros(len(codes), 1, 0, device=codes.device)
-        end = self._left + num_blocks * self._blocks.length
+        end = self._left + num_blocks * self._length
         missing = max(end + context - codes.shape[2], 0)
         with torch.no_grad(), torch.autocast(codes.device.type, enabled=False):
             magnitudes = self.codec.magnitudes(codes[:, :, : end + context])
-            padded = nn.functional.pad(magnitudes, (0, 0, context - self._left, missing))
+            silence = self._windows * (context - self._left), self._windows * missing
+            padded = nn.functional.pad(magnitudes, (0, 0, *silence))
             audio, self._tail = self.codec.vocoder.render(padded, self._tail)
         self._left = min(context, end)
         self._codes = codes[:, :, end - self._left :]
@@ -167,6 +200,6 @@ def fit_mel_rvq(
 
 
 def _frames(codec: MelRVQCodec, samples: Tensor) -> Tensor:
-    """Recording (N,) -> log-mel frames (F, n_mels)."""
+    """Recording (N,) -> vectors to quantize (F, D)."""
     missing = -len(samples) % codec.downsampling_ratio
-    return codec.log_mel(nn.functional.pad(samples.float(), (0, missing))[None])[0]
+    return codec.vectors(nn.functional.pad(samples.float(), (0, missing))[None])[0]
