@@ -102,10 +102,8 @@ class DuplexModel(nn.Module, ABC):
         check_grid(counter, audio_codec)
         self.llm, self.perception, self.counter = llm, perception, counter
         self.audio_codec, self.ids = audio_codec, ids
-        self.num_codebooks, self.codebook_size = (
-            audio_codec.num_codebooks,
-            audio_codec.codebook_size,
-        )
+        self.num_codebooks = audio_codec.num_codebooks
+        self.codebook_size = audio_codec.codebook_size
         self.user_channel_weight = user_channel_weight
         self.attention_window = attention_window
         self.register_buffer("silence_codes", silence_codes(audio_codec))
