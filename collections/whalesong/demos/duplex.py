@@ -17,6 +17,7 @@ class DuplexDemo(DemoFolder):
 
     Attributes:
         num_train: training dialogues.
+        num_validation: validation dialogues.
         num_test: test dialogues, of voices and commands that training never hears.
         num_words: utterances that the recognizer learns from.
         asr_steps: training steps of the recognizer.
@@ -26,6 +27,7 @@ class DuplexDemo(DemoFolder):
     name = "duplex"
 
     num_train: int = 3600
+    num_validation: int = 30
     num_test: int = 120
     num_words: int = 4000
     asr_steps: int = 800
@@ -36,11 +38,12 @@ class DuplexDemo(DemoFolder):
         """A few steps of everything: the same path, without a right answer."""
         steps = (
             "trainer.max_steps=16",
-            "trainer.val_check_interval=8",
+            "trainer.val_check_interval=16",
             "trainer.log_every_n_steps=2",
             "model.lr_scheduler.warmup_steps=4",
         )
-        return cls(folder, num_train=250, num_test=12, num_words=200, asr_steps=20, overrides=steps)
+        sizes = {"num_train": 100, "num_validation": 4, "num_test": 12, "num_words": 100}
+        return cls(folder, **sizes, asr_steps=20, overrides=steps)
 
     def run(self) -> None:
         """Run what is not there yet and print the outcome."""
@@ -80,8 +83,9 @@ class DuplexDemo(DemoFolder):
 
     def speak(self) -> None:
         """Two-channel dialogues, and utterances for the recognizer."""
+        counts = (self.num_train, self.num_validation, self.num_test)
         corpora = {
-            self.corpus: ["dialogues", self.folder, self.num_train, self.num_test],
+            self.corpus: ["dialogues", self.folder, *counts],
             self.folder / "words": ["words", self.folder, self.num_words],
         }
         self._make(corpora)

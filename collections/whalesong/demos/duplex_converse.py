@@ -20,7 +20,7 @@ from whalesong.demos.processes import block_network
 from whalesong.experiment import quiet_libraries
 
 NUM_EXAMPLES = 8
-NUM_LONG = 12
+NUM_LONG = 6
 """Dialogues that are one conversation for the figures of streaming."""
 
 Row = dict[str, Any]

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-NUM_VALIDATION = 30
 NUM_CODEC_DIALOGUES = 600
 """Among them the codec finds what it is fitted to."""
 
@@ -33,12 +32,12 @@ CODEC = {
 LLM = {"hidden_size": 192, "num_layers": 4, "vocab_size": 512}
 
 
-def write_dialogues(folder: Path, num_train: int, num_test: int) -> None:
+def write_dialogues(folder: Path, num_train: int, num_validation: int, num_test: int) -> None:
     """lhotse shar of two channels: train, validation, and test with unseen voices and commands."""
     from whalesong.corpora import dialogues
 
     dialogues.write_dialogues(
-        folder / "corpus", num_train=num_train, num_validation=NUM_VALIDATION, num_test=num_test
+        folder / "corpus", num_train=num_train, num_validation=num_validation, num_test=num_test
     )
 
 
