@@ -25,7 +25,7 @@ demo-audiolm: .venv/.installed  ## train AudioLM on synthesized melodies and mea
 demo-duplex: .venv/.installed  ## train a duplex model on synthesized dialogues and converse with it
 	$(BIN)/python examples/speechlm2/s2s_duplex_demo.py $(DEMO_FLAGS)
 
-test: .venv/.installed  ## run the default tests: offline, under 5 minutes on 2 cores
+test: .venv/.installed  ## run the default tests: offline, about 6 minutes on 2 cores
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(TEST_FLAGS)
 
 test-slow: .venv/.installed  ## run the slow tests: whole trainings, clean installations
