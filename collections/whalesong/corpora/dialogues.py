@@ -1,6 +1,5 @@
 """Spoken dialogues of two channels: users ask in many voices, and an agent answers in one."""
 
-import io
 import math
 import random
 from collections.abc import Iterator
@@ -9,7 +8,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import soundfile
 from lhotse import MonoCut, Recording, SupervisionSegment
 
 from whalesong.core.atomic import atomic_folder
@@ -17,8 +15,9 @@ from whalesong.core.errors import ConfigError
 from whalesong.corpora.espeak import Synthesizer
 from whalesong.corpora.grammar import Split
 from whalesong.corpora.questions import Question, draw_questions
+from whalesong.corpora.recordings import recording_in_memory
 from whalesong.corpora.splits import split_counts
-from whalesong.corpora.spoken_commands import ACCENTS, SPEAKERS
+from whalesong.corpora.spoken_commands import draw_manner
 from whalesong.data.shar import SharSummary, write_shar
 
 FRAME_LENGTH = 0.08
@@ -72,16 +71,6 @@ class _Voices:
     user: Synthesizer
     agent: Synthesizer
     spoken: dict[str, np.ndarray] = field(default_factory=dict)
-
-    def draw(self) -> dict[str, str | int]:
-        """Arguments of `Synthesizer.speak` for one user."""
-        speakers = SPEAKERS[self.split]
-        return {
-            "voice": self.rng.choice(ACCENTS),
-            "variant": self.rng.choice(speakers.variants),
-            "rate_wpm": self.rng.choice(speakers.rates_wpm),
-            "pitch": self.rng.choice(speakers.pitches),
-        }
 
     def ask(self, text: str, manner: dict[str, str | int], begin: float) -> _Utterance:
         waveform = trim(self.user.speak(text, **manner))
@@ -167,7 +156,8 @@ def speak_dialogues(
 
 def _converse(questions: Iterator[Question], voices: _Voices) -> list[_Utterance]:
     """The turns of one dialogue."""
-    rng, manner = voices.rng, voices.draw()
+    rng = voices.rng
+    manner = draw_manner(rng, split=voices.split)
     silence = _LONG_SILENCE_S if rng.random() < _LONG_SILENCE_SHARE else _SHORT_SILENCE_S
     turns = _exchange(next(questions), voices, manner, rng.uniform(*silence))
     if rng.random() >= _TWO_QUESTIONS_SHARE:
@@ -237,9 +227,7 @@ def _recording(
     for turn in turns:
         begin = round(turn.begin * sample_rate)
         channel[begin : begin + len(turn.waveform)] = turn.waveform
-    buffer = io.BytesIO()
-    soundfile.write(buffer, channel, sample_rate, format="WAV", subtype="PCM_16")
-    return Recording.from_bytes(buffer.getvalue(), recording_id=recording_id)
+    return recording_in_memory(channel, recording_id, sample_rate)
 
 
 def _on_whole_frames(waveform: np.ndarray, sample_rate: int) -> np.ndarray:

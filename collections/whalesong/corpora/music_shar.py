@@ -1,19 +1,18 @@
 """Synthesized music as cuts in memory, and the shar folders they are written to."""
 
-import io
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import soundfile
-from lhotse import MonoCut, Recording, SupervisionSegment
+from lhotse import MonoCut, SupervisionSegment
 from lhotse.shar import SharWriter
 from tqdm.auto import tqdm
 
 from whalesong.core.atomic import atomic_folder
 from whalesong.corpora.grammar import Split
+from whalesong.corpora.recordings import recording_in_memory
 
 
 @dataclass(frozen=True)
@@ -38,9 +37,7 @@ def as_cut(
         text: of the supervision, in English.
         attributes: custom attributes; write_split needs `instrument` among them.
     """
-    buffer = io.BytesIO()
-    soundfile.write(buffer, audio, sample_rate, format="WAV", subtype="PCM_16")
-    recording = Recording.from_bytes(buffer.getvalue(), recording_id=cut_id)
+    recording = recording_in_memory(audio, cut_id, sample_rate)
     supervision = SupervisionSegment(
         id=cut_id,
         recording_id=cut_id,

@@ -1,20 +1,18 @@
 """A corpus of spoken smart-home commands, synthesized on the spot and written as lhotse shar."""
 
-import io
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import soundfile
-from lhotse import MonoCut, Recording, SupervisionSegment
+from lhotse import MonoCut, SupervisionSegment
 from lhotse.shar import SharWriter
 from tqdm.auto import tqdm
 
 from whalesong.core.atomic import atomic_folder
 from whalesong.corpora.espeak import Synthesizer
 from whalesong.corpora.grammar import Split, sample_sentences
+from whalesong.corpora.recordings import recording_in_memory
 from whalesong.corpora.splits import split_counts
 
 ACCENTS: tuple[str, ...] = ("en-us", "en-us-nyc", "en-gb-x-rp", "en-029")
@@ -129,20 +127,27 @@ def synthesize_commands(
         yield _speak_command(synthesizer, text, cut_id=f"{split}-{index:06d}", split=split, rng=rng)
 
 
+def draw_manner(rng: random.Random, *, split: Split) -> dict[str, str | int]:
+    """Arguments of `Synthesizer.speak` for one speaker of a split."""
+    speakers = SPEAKERS[split]
+    return {
+        "voice": rng.choice(ACCENTS),
+        "variant": rng.choice(speakers.variants),
+        "rate_wpm": rng.choice(speakers.rates_wpm),
+        "pitch": rng.choice(speakers.pitches),
+    }
+
+
 def _speak_command(
     synthesizer: Synthesizer, text: str, *, cut_id: str, split: Split, rng: random.Random
 ) -> MonoCut:
-    speakers = SPEAKERS[split]
     while True:
-        accent, variant = rng.choice(ACCENTS), rng.choice(speakers.variants)
-        rate_wpm, pitch = rng.choice(speakers.rates_wpm), rng.choice(speakers.pitches)
-        waveform = synthesizer.speak(
-            text, voice=accent, variant=variant, rate_wpm=rate_wpm, pitch=pitch
-        )
+        manner = draw_manner(rng, split=split)
+        waveform = synthesizer.speak(text, **manner)
         # A long sentence in a slow voice is spoken again by someone else.
         if MIN_DURATION_S <= waveform.size / synthesizer.sample_rate <= MAX_DURATION_S:
             break
-    recording = _recording_in_memory(waveform, cut_id, synthesizer.sample_rate)
+    recording = recording_in_memory(waveform, cut_id, synthesizer.sample_rate)
     supervision = SupervisionSegment(
         id=cut_id,
         recording_id=cut_id,
@@ -150,8 +155,8 @@ def _speak_command(
         duration=recording.duration,
         text=text,
         language="en",
-        speaker=f"{accent}+{variant}",
-        custom={"rate_wpm": rate_wpm, "pitch": pitch},
+        speaker=f"{manner['voice']}+{manner['variant']}",
+        custom={key: manner[key] for key in ("rate_wpm", "pitch")},
     )
     return MonoCut(
         id=cut_id,
@@ -161,12 +166,6 @@ def _speak_command(
         recording=recording,
         supervisions=[supervision],
     )
-
-
-def _recording_in_memory(waveform: np.ndarray, recording_id: str, sample_rate: int) -> Recording:
-    buffer = io.BytesIO()
-    soundfile.write(buffer, waveform, sample_rate, format="WAV", subtype="PCM_16")
-    return Recording.from_bytes(buffer.getvalue(), recording_id=recording_id)
 
 
 def _write_split(

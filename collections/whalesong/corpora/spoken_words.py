@@ -1,18 +1,17 @@
 """Utterances that teach a recognizer the words of the dialogues: in any order, and in sentences."""
 
-import io
 import random
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import soundfile
-from lhotse import MonoCut, Recording, SupervisionSegment
+from lhotse import MonoCut, SupervisionSegment
 
 from whalesong.corpora.dialogues import AGENT, trim
 from whalesong.corpora.espeak import Synthesizer
 from whalesong.corpora.questions import VOCABULARY, draw_questions
-from whalesong.corpora.spoken_commands import ACCENTS, SPEAKERS
+from whalesong.corpora.recordings import recording_in_memory
+from whalesong.corpora.spoken_commands import draw_manner
 from whalesong.data.shar import SharSummary, write_shar
 
 _SENTENCE_SHARE = 0.4
@@ -59,19 +58,9 @@ def speak_words(*, count: int, seed: int, sample_rate: int) -> Iterator[MonoCut]
     rng = random.Random(f"words {seed}")
     synthesizer = Synthesizer(sample_rate=sample_rate)
     texts = _texts(rng)
-    speakers = SPEAKERS["train"]
     for index in range(count):
         text, is_agent = next(texts)
-        manner = (
-            AGENT
-            if is_agent
-            else {
-                "voice": rng.choice(ACCENTS),
-                "variant": rng.choice(speakers.variants),
-                "rate_wpm": rng.choice(speakers.rates_wpm),
-                "pitch": rng.choice(speakers.pitches),
-            }
-        )
+        manner = AGENT if is_agent else draw_manner(rng, split="train")
         silences = (rng.uniform(*_SILENCE_BEFORE_S), rng.uniform(*_SILENCE_BEHIND_S))
         padding = [round(seconds * sample_rate) for seconds in silences]
         waveform = np.pad(trim(synthesizer.speak(text, **manner)), padding)
@@ -91,9 +80,7 @@ def _texts(rng: random.Random) -> Iterator[tuple[str, bool]]:
 
 
 def _as_cut(cut_id: str, text: str, waveform: np.ndarray, sample_rate: int) -> MonoCut:
-    buffer = io.BytesIO()
-    soundfile.write(buffer, waveform, sample_rate, format="WAV", subtype="PCM_16")
-    recording = Recording.from_bytes(buffer.getvalue(), recording_id=cut_id)
+    recording = recording_in_memory(waveform, cut_id, sample_rate)
     supervision = SupervisionSegment(
         id=cut_id,
         recording_id=cut_id,

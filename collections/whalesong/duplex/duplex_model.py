@@ -18,7 +18,7 @@ from whalesong.core.schema import validate
 from whalesong.data.datamodule import build_loader
 from whalesong.duplex.build import build_audio_codec, check_codebooks, freezable_names, text_ids
 from whalesong.duplex.collator import DuplexCollator
-from whalesong.duplex.config import DuplexConfig, DuplexGeneration
+from whalesong.duplex.config import DuplexConfig
 from whalesong.duplex.loss import DuplexLoss
 from whalesong.duplex.model import DuplexModel
 from whalesong.duplex.predictor import DuplexPredictor, duplex_metrics
@@ -193,7 +193,6 @@ class DuplexModelPT(LanguageModelPT):
 
     def _compose(self, model: DuplexModel, config: DuplexConfig) -> Parts:
         scoring = None if config.scoring_asr is None else ScoringASR(config.scoring_asr)
-        settings = DuplexGeneration(**config.generation.model_dump())
         shared = {
             "tokenizer": self.tokenizer,
             "ids": model.ids,
@@ -210,7 +209,7 @@ class DuplexModelPT(LanguageModelPT):
                 tokenizer=self.tokenizer,
                 ids=model.ids,
                 scoring=scoring,
-                settings=settings,
+                settings=config.generation,
             ),
             train_collator=DuplexCollator(**shared, with_prompts=False),
             validation_collator=DuplexCollator(**shared, with_prompts=True),
