@@ -18,6 +18,7 @@ _PUBLIC = {
         "whalesong.models.duplex_s2s_speech_decoder.duplex_s2s_speech_decoder"
     ),
     "SALM": "whalesong.models.salm.salm",
+    "TextLMModel": "whalesong.textlm.textlm_model",
     "create_audio_lm_from_config": "whalesong.models.codec_lm.factory",
 }
 
@@ -27,6 +28,7 @@ __all__ = [
     "DuplexS2SModel",
     "DuplexS2SSpeechDecoderModel",
     "SALM",
+    "TextLMModel",
     "__version__",
     "create_audio_lm_from_config",
     "load",

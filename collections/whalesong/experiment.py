@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from whalesong.core.errors import ConfigError, DataError
-from whalesong.core.families import Family, family_of
+from whalesong.core.families import Family, assembled, family_of
 from whalesong.core.job_config import JobConfig, check_job
 from whalesong.core.schema import validate
 from whalesong.data.config import DataConfig
@@ -29,7 +29,7 @@ def run(cfg: DictConfig) -> None:
         ConfigError: something in it is wrong; nothing heavy has been imported by then.
     """
     job = check_job(cfg)
-    cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
+    cfg = assembled(OmegaConf.create(OmegaConf.to_container(cfg, resolve=True)))
     if job.job_type == "train":
         train(cfg, job)
         return
@@ -55,14 +55,15 @@ def train(cfg: DictConfig, job: JobConfig) -> None:
     quiet_libraries()
     from lightning.pytorch import seed_everything
 
-    from whalesong.core.callbacks import GracefulStop
+    from whalesong.core.callbacks import GracefulStop, StopAt
     from whalesong.core.trainer import build_trainer, start_exp_manager
     from whalesong.data.datamodule import LanguageDataModule, check_inputs
 
     check_inputs(data_config, ("train_ds", "validation_ds"))
     if job.seed is not None:
         seed_everything(job.seed, verbose=False)
-    trainer = build_trainer(job.trainer, callbacks=[GracefulStop(resume_command=resume_hint(job))])
+    callbacks = [GracefulStop(resume_command=resume_hint(job)), StopAt(job.stop_at)]
+    trainer = build_trainer(job.trainer, callbacks=callbacks)
     log_dir = start_exp_manager(trainer, job.exp_manager)
     model = family.load_class()(cfg.model, trainer)
     data = LanguageDataModule(

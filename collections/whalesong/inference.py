@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 
-from whalesong.core.archived_model import load
+from whalesong.core.archived_model import ArchivedModel, load
 from whalesong.core.atomic import atomic_write
+from whalesong.core.checkpoint import AtomicCheckpointIO
+from whalesong.core.families import family_of
 from whalesong.core.job_config import JobConfig
 from whalesong.data.config import DataConfig
 from whalesong.data.datamodule import LanguageDataModule, check_inputs
@@ -17,7 +19,7 @@ from whalesong.data.datamodule import LanguageDataModule, check_inputs
 def evaluate(archive: Path, config: DataConfig, job: JobConfig) -> None:
     """Evaluate on each set of `data.test_ds`, write JSON lines, print a summary of each."""
     check_inputs(config, ("test_ds",))
-    model = load(archive, map_location=device(job))
+    model = load_model(archive, job)
     data = LanguageDataModule(
         config,
         train_collator=model.parts.train_collator,
@@ -33,11 +35,24 @@ def evaluate(archive: Path, config: DataConfig, job: JobConfig) -> None:
 
 def predict(archive: Path, job: JobConfig) -> None:
     """Answer the request of the job; the model prints, or the answers go to a file."""
-    model = load(archive, map_location=device(job))
+    model = load_model(archive, job)
     rows = list(model.answer(job.predict))
     if job.predict.output_file is not None:
         write_json_lines(Path(job.predict.output_file), rows)
         print(f"{len(rows)} answers written to {job.predict.output_file}")
+
+
+def load_model(path: Path, job: JobConfig) -> ArchivedModel:
+    """The model in an archive, or in a checkpoint (`*.ckpt`), in evaluation mode.
+
+    Raises:
+        ArchiveError, CheckpointError: damaged, unsafe or unknown.
+    """
+    if path.suffix != ".ckpt":
+        return load(path, map_location=device(job))
+    checkpoint = AtomicCheckpointIO().load_checkpoint(path, "cpu")
+    family = family_of(str(checkpoint["hyper_parameters"]["cfg"]["target"]))
+    return family.load_class().load_from_checkpoint(path, map_location=device(job))
 
 
 def device(job: JobConfig) -> torch.device:

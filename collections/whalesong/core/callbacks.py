@@ -1,7 +1,8 @@
-"""What happens beside training: a stop by signal that saves first."""
+"""What happens beside training: a stop by signal that saves first, and one at a goal."""
 
 import signal
 import threading
+from collections.abc import Mapping
 from types import FrameType
 from typing import Any
 
@@ -79,6 +80,30 @@ class GracefulStop(Callback):
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous = {}
+
+
+class StopAt(Callback):
+    """Ends training once validation has reached every goal.
+
+    Args:
+        goals: least values by the names under which validation logs them; a name that the model
+            does not log is no goal.
+    """
+
+    def __init__(self, goals: Mapping[str, float]) -> None:
+        self.goals = dict(goals)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at the values, and say so when they end the training."""
+        values = {name: trainer.callback_metrics.get(name) for name in self.goals}
+        logged = {name: float(value) for name, value in values.items() if value is not None}
+        if trainer.sanity_checking or not logged:
+            return
+        if all(value >= self.goals[name] for name, value in logged.items()):
+            trainer.should_stop = True
+            if trainer.is_global_zero:
+                reached = ", ".join(f"{name} {value:g}" for name, value in logged.items())
+                print(f"\nStopped at step {trainer.global_step}: {reached} reached.", flush=True)
 
 
 def _save_last(trainer: Trainer) -> str:

@@ -17,12 +17,15 @@ class Family:
         target: dotted name of the `LanguageModelPT` subclass, as in `model.target` and archives.
         schema: dotted name of the schema of its `model` section; light to import.
         aliases: other names of it, in lower case, which a config may write in any case.
+        sections: dotted name of a function that makes the sections `model` and `data` of those
+            that a job of this family has, if these are others; see `assembled`.
     """
 
     name: str
     target: str
     schema: str
     aliases: tuple[str, ...] = ()
+    sections: str | None = None
 
     def load_class(self) -> Any:
         """Import the model class; this imports torch and NeMo."""
@@ -57,6 +60,12 @@ FAMILIES = (
         "DuplexS2SSpeechDecoderModel",
         "whalesong.models.duplex_s2s_speech_decoder.config.DuplexS2SSpeechDecoderConfig",
     ),
+    Family(
+        "TextLMModel",
+        "whalesong.textlm.textlm_model.TextLMModel",
+        "whalesong.textlm.config.TextLMConfig",
+        sections="whalesong.textlm.assemble.assembled",
+    ),
 )
 
 
@@ -74,6 +83,18 @@ def family_of(target: str) -> Family:
     raise ConfigError(
         f"`model.target` must name a model class, but is '{target}'; did you mean '{near[0]}'?"
     )
+
+
+def assembled(cfg: Any) -> Any:
+    """A composed job with the sections `model` and `data`, whatever sections its family has.
+
+    Raises:
+        ConfigError: naming the YAML path.
+    """
+    for family in FAMILIES:
+        if family.sections is not None:
+            cfg = _import(family.sections)(cfg)
+    return cfg
 
 
 def _import(dotted: str) -> Any:

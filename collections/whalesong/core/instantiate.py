@@ -43,6 +43,7 @@ DEFAULT_TARGETS: frozenset[str] = frozenset(
         *(f"torch.optim.{name}" for name in ("Adam", "AdamW", "SGD")),
         "whalesong.core.scaled_adam.ScaledAdam",
         "whalesong.core.eden.Eden",
+        "whalesong.corpora.star_graphs.StarGraphs",
         *(
             _SCHEDULERS + name
             for name in (

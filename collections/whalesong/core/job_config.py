@@ -13,6 +13,9 @@ from whalesong.core.trainer_config import ExpManagerConfig, TrainerConfig
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+_OF_FAMILIES = ("model", "data", "model_type", "datamodule")
+"""Sections that the family checks."""
+
 JobType = Literal["train", "eval", "predict"]
 
 
@@ -43,6 +46,10 @@ class PredictConfig(Schema):
     generation: dict[str, Any] = {}
     """For models of sound and duplex models: keys of `model.generation`; for models of sound `seed`
     and `num_candidates`, for AudioLM and duplex models `stream`."""
+    infill: list[str] = []
+    """For text models: texts with the mask token wherever something is to be filled in."""
+    num_samples: int = Field(0, ge=0)
+    """For text models: this many texts out of nothing."""
     output_dir: str | None = None
     """For models of sound and duplex models: the folder of the wav files that come out."""
     output_file: str | None = None
@@ -81,6 +88,13 @@ class JobConfig(Schema):
     """Architecture, pretrained parts and optimizer of the model that `model.target` names."""
     data: dict[str, Any] = {}
     """Training, validation and test sets."""
+    model_type: dict[str, Any] = {}
+    """For text models: loss, predictor, metrics and optimizer; `model` is the network then."""
+    datamodule: dict[str, Any] = {}
+    """For text models: tokenizer, sizes, collators and data sets."""
+    stop_at: dict[str, float] = {}
+    """Training ends once validation has reached these least values, as far as the model logs them:
+    `{val_exact_match: 1.0}`."""
     trainer: TrainerConfig = TrainerConfig()
     """Arguments of Lightning's `Trainer`."""
     exp_manager: ExpManagerConfig | None = None
@@ -116,4 +130,4 @@ def _section(cfg: "DictConfig", key: str) -> Any:
     if OmegaConf.is_missing(cfg, key):
         return MISSING
     value = cfg[key]
-    return {} if key in ("model", "data") and OmegaConf.is_dict(value) else value
+    return {} if key in _OF_FAMILIES and OmegaConf.is_dict(value) else value

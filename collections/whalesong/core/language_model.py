@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from whalesong.core.archived_model import ArchivedModel
 from whalesong.core.checkpoint import plain_hyper_parameters, refuse_non_finite
+from whalesong.core.contract import checked_loss, checked_predictions, checked_rows
 from whalesong.core.instantiate import allow_whalesong_targets
 from whalesong.core.job_config import PredictConfig
 from whalesong.core.optim import build_optimizer, optimizer_sections
@@ -77,7 +78,8 @@ class LanguageModelPT(ArchivedModel):
         """Put every part in its mode for training; let the loss prepare itself on the device."""
         super().on_fit_start()
         self.train()
-        self.parts.loss.configure(self)
+        if hasattr(self.parts.loss, "configure"):
+            self.parts.loss.configure(self)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Make dropout a function of (seed, rank, batch), so that a resumed run draws the same.
@@ -94,7 +96,7 @@ class LanguageModelPT(ArchivedModel):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch; after `on_before_optimizer_step` every target weighs the same."""
-        outputs = self.parts.loss.loss_fn(batch)
+        outputs = checked_loss(self.parts.loss, batch)
         loss, num_targets = outputs["loss"], outputs.get("num_targets")
         self.log("loss", loss.detach(), prog_bar=True, batch_size=1)
         self.log_dict(outputs.get("parts", {}), batch_size=1)
@@ -165,10 +167,14 @@ class LanguageModelPT(ArchivedModel):
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Add the loss, and with prompts the generated rows, to the counts of the data set."""
         totals = self._totals[dataloader_idx]
-        totals.add_loss(self.parts.loss.loss_fn(batch))
-        if "prompt" in batch and self.parts.metrics:
-            preds = self.parts.predictor.predict(batch)
-            totals.add_rows(self.parts.predictor.to_dict(batch, preds))
+        totals.add_loss(checked_loss(self.parts.loss, batch))
+        if self.parts.metrics and (prompts := self.generated_from(batch)) is not None:
+            preds = checked_predictions(self.parts.predictor, prompts)
+            totals.add_rows(checked_rows(self.parts.predictor, prompts, preds))
+
+    def generated_from(self, batch: Batch) -> Batch | None:
+        """What of a validation batch the predictor takes; None if there is nothing to generate."""
+        return batch if "prompt" in batch else None
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """As in validation."""

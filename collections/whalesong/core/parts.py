@@ -6,19 +6,30 @@ family know each other and nobody else's; none of them knows the trainer.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from torch import nn
 
 Batch = dict[str, Any]
 """What a collator gives and the other parts take: tensors, and strings that stay on the CPU."""
 
+T_in = TypeVar("T_in", contravariant=True)
+"""The batch of a family."""
+T_out = TypeVar("T_out", covariant=True)
+"""What a loss function returns."""
+T_out_pred = TypeVar("T_out_pred")
+"""What a predictor returns."""
+
 
 @runtime_checkable
-class LossFunction(Protocol):
-    """Computes the training loss of a batch."""
+class LossFunction(Protocol, Generic[T_in, T_out]):
+    """Computes the loss of a batch in training, validation and test.
 
-    def loss_fn(self, batch: Batch) -> dict[str, Any]:
+    A text model's loss that does not take them gets the attributes `model`, the network, and
+    `tokenizer`.
+    """
+
+    def loss_fn(self, batch: T_in) -> T_out:
         """Return a dictionary with "loss", the mean over the targets of this batch.
 
         With "num_targets" beside it (a 0-d tensor) the mean is taken over all ranks and
@@ -29,19 +40,26 @@ class LossFunction(Protocol):
         ...
 
     def configure(self, pl_module: nn.Module) -> None:
-        """Called once before training, for buffers on the device or `torch.compile`."""
+        """Called once before training, for buffers on the device or `torch.compile`.
+
+        A part that needs neither may leave it out.
+        """
         ...
 
 
 @runtime_checkable
-class Predictor(Protocol):
-    """Generates from a batch."""
+class Predictor(Protocol, Generic[T_in, T_out_pred]):
+    """Generates from a batch.
 
-    def predict(self, batch: Batch, **generation: Any) -> dict[str, Any]:
+    A text model's predictor that does not take them gets the attributes `model`, `tokenizer` and
+    `noise_schedule`, which is None for a model without one.
+    """
+
+    def predict(self, batch: T_in, **generation: Any) -> T_out_pred:
         """Run the model until it stops and return a dictionary with at least "text" or "ids"."""
         ...
 
-    def to_dict(self, batch: Batch, preds: dict[str, Any]) -> list[dict[str, Any]]:
+    def to_dict(self, batch: T_in, preds: T_out_pred) -> list[dict[str, Any]]:
         """One plain dictionary for each example of the batch, ready for a JSON line."""
         ...
 
@@ -51,7 +69,10 @@ class Collator(Protocol):
     """Turns examples into a batch. Runs in the workers of the loader."""
 
     def load(self, example: Any) -> Any:
-        """Read what one example points to; a `DataError` here concerns this example only."""
+        """Read what one example points to; a `DataError` here concerns this example only.
+
+        A text model's collator gets token ids and may leave it out.
+        """
         ...
 
     def __call__(self, examples: Sequence[Any]) -> Batch:

@@ -55,6 +55,7 @@ class Transformer(nn.Module):
             of every block (adaLN, arXiv 2212.09748), starting as the identity.
         layer_scale: learned factors at the end of each branch, small at the start.
         zero_init_branch_outputs: each branch starts as zero.
+        final_norm: a norm comes behind the last block.
         dropout: of the input and at the end of each branch.
         checkpointing: recompute each block in the backward pass, to save memory.
     """
@@ -86,6 +87,7 @@ class Transformer(nn.Module):
         condition_dim: int | None = None,
         layer_scale: bool = False,
         zero_init_branch_outputs: bool = False,
+        final_norm: bool = True,
         dropout: float = 0.0,
         checkpointing: bool = False,
     ) -> None:
@@ -120,7 +122,7 @@ class Transformer(nn.Module):
             )
             for index in range(num_layers)
         )
-        self.norm = build_norm()
+        self.norm = build_norm() if final_norm else nn.Identity()
         if zero_init_branch_outputs:
             self._zero_branches()
 
@@ -136,7 +138,7 @@ class Transformer(nn.Module):
         condition: Tensor | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
-        """Map (B, T, D) to (B, T, D), the last norm included.
+        """Map (B, T, D) to (B, T, D), the last norm included if there is one.
 
         Args:
             x: the sequence, or what comes next of it when there is a cache.

@@ -65,13 +65,13 @@ def sample(logits: Tensor, settings: SamplingSettings, noise: Tensor) -> Tensor:
     are not checked here: what NaN gives is an id in range, and nothing more.
 
     Args:
-        logits: (B, K, V); log-probabilities serve as well.
+        logits: (B, K, V); log-probabilities serve as well. What is float64 stays so.
         settings: temperature and filters; the rule about repetition is `RepetitionRule`'s.
         noise: uniform in [0, 1), (B, K).
     """
     if settings.greedy:
         return logits.argmax(-1)
-    values, ids = logits.float(), None
+    values, ids = logits if logits.dtype == torch.float64 else logits.float(), None
     if settings.top_k or settings.top_p or settings.min_p:
         size = logits.shape[-1]
         values, ids = values.topk(min(settings.top_k or size, size))  # most probable first

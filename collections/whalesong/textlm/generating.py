@@ -1,0 +1,53 @@
+"""What predictors of text models share: evaluation mode, and seeds that belong to rows."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from whalesong.core.parts import Batch
+from whalesong.modules.generation.sampling import RowNoise
+
+
+@contextmanager
+def generating(model: nn.Module) -> Iterator[None]:
+    """Without gradients and dropout; afterwards every part is in its mode again."""
+    training = [part for part in model.modules() if part.training]
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        for part in training:
+            part.training = True
+
+
+def row_noise(batch: Batch, seeds: Sequence[int] | None, num_values: int) -> RowNoise:
+    """Noise of each row: `num_values` uniform numbers a step, a function of the row's seed only.
+
+    Args:
+        batch: with `input_ids` (B, T).
+        seeds: one for each row; None draws them from torch's global generator.
+        num_values: numbers that a row needs in one step.
+
+    Raises:
+        ValueError: not one seed a row.
+    """
+    num_rows = len(batch["input_ids"])
+    if seeds is None:
+        seeds = torch.randint(2**62, (num_rows,)).tolist()
+    if len(seeds) != num_rows:
+        raise ValueError(f"`seeds` must be {num_rows}, one for each row, but are {len(seeds)}.")
+    return RowNoise(seeds, num_values)
+
+
+def step_noise(noise: RowNoise, step: int, device: torch.device) -> Tensor:
+    """The numbers of one step, (B, num_values), in [0, 1)."""
+    return noise.frames(step, step + 1)[:, :, 0].to(device)
+
+
+def unwritable_ids(tokenizer: PreTrainedTokenizerBase, *, allowed: Sequence[int]) -> list[int]:
+    """Special tokens that a model must not write: all but the `allowed` ones."""
+    return sorted(set(tokenizer.all_special_ids) - set(allowed))
