@@ -8,4 +8,10 @@ os.environ.setdefault(
 )  # tiny tensors: threads that wait cost more than they do
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-pytest_plugins = ["fixtures.pretrained", "fixtures.salm", "fixtures.codes", "fixtures.duplex"]
+pytest_plugins = [
+    "fixtures.pretrained",
+    "fixtures.salm",
+    "fixtures.codes",
+    "fixtures.duplex",
+    "fixtures.textlm",
+]

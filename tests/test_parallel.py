@@ -23,19 +23,24 @@ STRATEGIES = {
 }
 
 
+TEXT = ("arlm", "mlm", "ilm", "mdlm")
 LEARNED = (
     *("lora_", "modality_adapter", "model.lm.", "model.conditioner."),
     *("embed_audio_tokens", "audio_head", "speech_generation", "llm.model.layers.1."),
+    *("model.transformer.", "model.embedding.", "model.head.", "stop_head"),
 )
 
 
-@pytest.fixture(scope="module", params=["salm", "codec LM", "AudioLM", "duplex", "speech decoder"])
+@pytest.fixture(
+    scope="module", params=["salm", "codec LM", "AudioLM", "duplex", "speech decoder", *TEXT]
+)
 def run(
     request: pytest.FixtureRequest,
     small_job: list[str],
     small_codec_lm_job: list[str],
     small_audiolm_job: list[str],
     small_duplex_job: Callable[..., list[str]],
+    small_text_job: Callable[[str], list[str]],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[[str], dict[str, torch.Tensor]]:
     """Train with a strategy in a real command and return what was learned."""
@@ -45,8 +50,10 @@ def run(
         "AudioLM": small_audiolm_job,
         "duplex": small_duplex_job("s2s_duplex"),
         "speech decoder": small_duplex_job("s2s_duplex_speech_decoder"),
+        **{name: small_text_job(name) for name in TEXT},
     }
     job = jobs[request.param]
+    section = "model_type" if request.param in TEXT else "model"
     done: dict[str, dict[str, torch.Tensor]] = {}
 
     def train(strategy: str) -> dict[str, torch.Tensor]:
@@ -60,9 +67,9 @@ def run(
             f"exp_manager.explicit_log_dir={logs}",
             "exp_manager.seconds_to_sleep=0",
             "trainer.max_steps=3",
-            "model.lr_scheduler=null",
-            "~model.optimizer",
-            "+model.optimizer={_target_: torch.optim.SGD, lr: 0.1}",
+            f"{section}.lr_scheduler=null",
+            f"~{section}.optimizer",
+            f"+{section}.optimizer={{_target_: torch.optim.SGD, lr: 0.1}}",
             "trainer.val_check_interval=3",
             *STRATEGIES[strategy],
         ]

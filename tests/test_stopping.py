@@ -33,6 +33,8 @@ CHANCE = {
         "model.speech_decoder.dropout=0.1",
         "model.speech_decoder.unconditional_prob=0.2",
     ],
+    "ilm": ["model.dropout=0.1"],
+    "mdlm": ["model.dropout=0.1", "exp_manager.ema.enable=true"],
 }
 """What a resumed run must draw as the whole one does."""
 
@@ -44,6 +46,7 @@ def command(
     small_codec_lm_job: list[str],
     small_audiolm_job: list[str],
     small_duplex_job: Callable[..., list[str]],
+    small_text_job: Callable[[str], list[str]],
 ) -> Callable[[Path], list[str]]:
     jobs = {
         "salm": small_job,
@@ -51,6 +54,8 @@ def command(
         "AudioLM": small_audiolm_job,
         "duplex": small_duplex_job("s2s_duplex"),
         "speech decoder": small_duplex_job("s2s_duplex_speech_decoder"),
+        "ilm": small_text_job("ilm"),
+        "mdlm": small_text_job("mdlm"),
     }
     job = jobs[request.param]
 
@@ -60,6 +65,7 @@ def command(
             "data.train_ds.batch_size=2",
             "data.train_ds.num_workers=1",
             f"exp_manager.explicit_log_dir={logs}",
+            "exp_manager.resume_if_exists=true",
             f"trainer.max_steps={STEPS}",
             "trainer.val_check_interval=5",
         ]
@@ -76,7 +82,10 @@ def finish(command: list[str], logs: Path) -> dict[str, torch.Tensor]:
     assert done.returncode == 0, done.stderr[-2000:]
     with open_archive(next((logs / "checkpoints").glob("*.nemo"))) as archive:
         tensors = archive.tensors()
-        trained = ("lora_", "model.lm.", "model.conditioner.", "audio_head", "speech_generation")
+        trained = (
+            *("lora_", "model.lm.", "model.conditioner.", "audio_head", "speech_generation"),
+            *("model.transformer.", "model.embedding.", "model.head."),
+        )
         return {n: tensors[n].clone() for n in tensors if any(part in n for part in trained)}
 
 

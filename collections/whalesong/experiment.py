@@ -173,15 +173,24 @@ def report_training(log_dir: Path, metrics: dict[str, Any], *, data: "LanguageDa
     shown = [key for key in sorted(metrics) if key.startswith("val_") and not key[-1].isdigit()]
     shown = [key for key in shown if single is None or not key.endswith(single)]
     values = ", ".join(f"{key} {float(metrics[key]):.4f}" for key in shown)
-    print(f"\nTrained. {values}")
+    print(f"\nTrained. {values}".rstrip())
     print(f"Logs:    {log_dir}    (tensorboard --logdir {log_dir})")
     archives = sorted((log_dir / "checkpoints").glob("*.nemo"))
     if archives:
         print(f"Archive: {archives[-1]}")
-        command = ["xlm", "job_type=eval", f"eval.ckpt_path={archives[-1]}"]
+        command = ["xlm", "job_type=eval", *_choices(), f"eval.ckpt_path={archives[-1]}"]
         if (question := data.config.default_context) is not None:
             command.append(f"data.default_context={question}")
-        print(f"Next:    {shlex.join(command)} data.test_ds.shar_path=FOLDER")
+        if data.config.test_ds is None:
+            print(f"Next:    {shlex.join(command)} data.test_ds.shar_path=FOLDER")
+        else:
+            print(f"Next:    {shlex.join(command)}")
+
+
+def _choices() -> list[str]:
+    """What this command chose of the config groups, with which an evaluation has the same data."""
+    groups = ("experiment", "model", "model_type", "datamodule")
+    return [word for word in sys.argv[1:] if word.partition("=")[0] in groups]
 
 
 def quiet_libraries() -> None:

@@ -21,6 +21,7 @@ from whalesong.core.archive import (
 from whalesong.core.checkpoint import AtomicCheckpointIO
 from whalesong.core.ema import averaged_state
 from whalesong.core.errors import ArchiveError, ConfigError
+from whalesong.core.external import activate_for
 from whalesong.core.families import family_of
 from whalesong.core.fingerprint import fingerprint
 from whalesong.core.parallel import whole_state_dict
@@ -84,6 +85,7 @@ class ArchivedModel(ModelPT):
 
         Raises:
             ArchiveError: damaged or unsafe, of another class, other weights, another base.
+            ModelNotFoundError: an external model wrote it, and that model is not there.
         """
         with open_archive(restore_path) as archive:
             require_class(archive.config, cls, path=restore_path)
@@ -92,6 +94,7 @@ class ArchivedModel(ModelPT):
                 config = OmegaConf.merge(config, _config(override_config_path))
             if return_config:
                 return config
+            activate_for(config, source=restore_path)
             return cls._from_archive(
                 archive, config, map_location=map_location, strict=strict, trainer=trainer
             )
@@ -188,12 +191,14 @@ def load(path: str | Path, *, map_location: torch.device | str | None = None) ->
 
     Raises:
         ArchiveError: it is damaged, unsafe, or of a class that Whalesong does not know.
+        ModelNotFoundError: an external model wrote it, and that model is not there.
     """
     with open_archive(path) as archive:
         try:
             family = family_of(str(archive.config.get("target")))
         except ConfigError as error:
             raise ArchiveError(f"{path}: target: {error}") from error
+        activate_for(archive.config, source=path)
         config = OmegaConf.create(archive.config)
         return family.load_class()._from_archive(archive, config, map_location=map_location)
 

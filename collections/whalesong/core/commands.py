@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from whalesong.core.compose import compose
 from whalesong.core.errors import UserError
+from whalesong.core.external import ComposedJob, compose_job
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -28,9 +28,19 @@ class CommandLine:
     overrides: list[str]
     printed: Literal["job", "schema"] | None
 
+    @property
+    def job_type(self) -> str | None:
+        """The job type among the overrides; the composed config may have another one."""
+        values = [line.lstrip("+").partition("=") for line in self.overrides]
+        return next((value for key, _, value in reversed(values) if key == "job_type"), None)
+
     def compose(self, *, script_dir: Path | None = None) -> "DictConfig":
         """Compose the config that this command line asks for."""
-        return compose(
+        return self.compose_job(script_dir=script_dir).cfg
+
+    def compose_job(self, *, script_dir: Path | None = None) -> ComposedJob:
+        """Compose that config, with what is known of its models."""
+        return compose_job(
             self.config_name,
             config_path=self.config_path,
             overrides=self.overrides,
@@ -91,14 +101,16 @@ def parse_command_line(
 
 @contextmanager
 def _user_errors_end_the_process() -> Iterator[None]:
-    """Turn a user's error into one line and exit code 2, Ctrl-C into exit code 130."""
+    """Turn a user's error into its line, notes and exit code, Ctrl-C into exit code 130."""
     try:
         yield
     except UserError as error:
         if os.environ.get(TRACEBACK_VARIABLE) == "1":
             raise
-        print(f"Error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        print(f"{error.title}: {error}", file=sys.stderr)
+        for note in getattr(error, "__notes__", ()):
+            print(note, file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         raise SystemExit(130) from None

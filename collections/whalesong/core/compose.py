@@ -7,15 +7,35 @@ a search path (own config folders in front of the packaged one) and overrides th
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from whalesong.core.errors import ConfigError
+from whalesong.core.errors import ConfigError, ConfigNotFoundError
 from whalesong.core.schema_errors import near
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
     from omegaconf import DictConfig
+
+
+@dataclass(frozen=True)
+class Composition:
+    """A composed config, and what it was made of.
+
+    Attributes:
+        cfg: the config.
+        choices: the chosen file of each config group, None where nothing was chosen; a list where
+            several were.
+        files: all files that went in, the primary one first.
+        hidden: pairs of such a file, but for the primary one, and one of the same name in a folder
+            behind.
+    """
+
+    cfg: "DictConfig"
+    choices: dict[str, Any]
+    files: tuple[Path, ...]
+    hidden: tuple[tuple[Path, Path], ...]
 
 
 def compose(
@@ -26,7 +46,25 @@ def compose(
     script_dir: str | Path | None = None,
     search_path: Sequence[str | Path] = (),
 ) -> "DictConfig":
-    """Compose one config.
+    """Compose one config; see `compose_files`."""
+    return compose_files(
+        config_name,
+        config_path=config_path,
+        overrides=overrides,
+        script_dir=script_dir,
+        search_path=search_path,
+    ).cfg
+
+
+def compose_files(
+    config_name: str,
+    *,
+    config_path: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    script_dir: str | Path | None = None,
+    search_path: Sequence[str | Path] = (),
+) -> Composition:
+    """Compose one config and tell of what.
 
     Args:
         config_name: the primary file's name, with or without ".yaml".
@@ -37,8 +75,9 @@ def compose(
         search_path: more config folders, behind all others.
 
     Raises:
-        ConfigError: a folder, file, group choice or override that is not there or is no valid
-            YAML; with the near names and the folders that were searched.
+        ConfigNotFoundError: a file or group choice that is not there; with the near names and the
+            folders that were searched.
+        ConfigError: a folder or override that is not there, or a file that is no valid YAML.
     """
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
@@ -54,7 +93,7 @@ def compose(
     except YAMLError as error:
         raise ConfigError(_yaml_sentence(error)) from error
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(_hydra_sentence(error, roots=roots)) from error
+        raise _refined(error, roots=roots) from error
 
 
 def config_roots(
@@ -93,7 +132,7 @@ def packaged_conf() -> Path:
     return installed if installed.is_dir() else package.parents[1] / "conf"
 
 
-def _load(name: str, *, overrides: list[str], roots: Sequence[Path]) -> "DictConfig":
+def _load(name: str, *, overrides: list[str], roots: Sequence[Path]) -> Composition:
     """Let Hydra compose; choices of groups that no defaults list names are appended to it.
 
     Hydra's public functions want the primary config in the first folder. Here it may lie in any,
@@ -111,6 +150,7 @@ def _load(name: str, *, overrides: list[str], roots: Sequence[Path]) -> "DictCon
     for root in roots:
         search_path.prepend(provider="whalesong", path=f"file://{root}", anchor="schema")
     loader = ConfigLoaderImpl(config_search_path=search_path)
+    loaded = _recorded(loader)
     try:
         cfg = loader.load_configuration(name, overrides, run_mode=RunMode.RUN, from_shell=False)
     except ConfigCompositionException as error:
@@ -118,9 +158,35 @@ def _load(name: str, *, overrides: list[str], roots: Sequence[Path]) -> "DictCon
         if appended == overrides:
             raise
         return _load(name, overrides=appended, roots=roots)
+    choices = OmegaConf.to_container(cfg.hydra.runtime.choices)
     OmegaConf.set_struct(cfg, False)
     del cfg["hydra"]
-    return cfg
+    names = dict.fromkeys(path for path in [name, *loaded] if not path.startswith("hydra/"))
+    found = [_files(path, roots) for path in names]
+    return Composition(
+        cfg,
+        choices=choices,
+        files=tuple(first for first, *_ in found),
+        hidden=tuple((first, other) for first, *others in found[1:] for other in others),
+    )
+
+
+def _recorded(loader: Any) -> list[str]:
+    """The list to which a loader of Hydra's adds the name of each file that it reads."""
+    loaded: list[str] = []
+    load = loader._load_single_config
+
+    def recording(default: Any, repo: Any) -> Any:
+        loaded.append(default.config_path)
+        return load(default, repo)
+
+    loader._load_single_config = recording
+    return loaded
+
+
+def _files(name: str, roots: Sequence[Path]) -> list[Path]:
+    """The files of that name, the one that counts first."""
+    return [file for root in roots if (file := root / f"{name}.yaml").is_file()]
 
 
 def _appended(overrides: list[str], *, complaint: str) -> list[str]:
@@ -194,7 +260,7 @@ def _require(choice: str, *, group: str = "", roots: Sequence[Path]) -> None:
     hint = near(choice, choices) or f"; there is {known}"
     name = f"{group}/{choice}" if group else choice
     searched = ", ".join(str(root) for root in roots)
-    raise ConfigError(f"Could not find '{name}'{hint} (searched: {searched})")
+    raise ConfigNotFoundError(f"Could not find '{name}'{hint} (searched: {searched})", name=name)
 
 
 def _yaml_sentence(error: Exception) -> str:
@@ -206,16 +272,17 @@ def _yaml_sentence(error: Exception) -> str:
     return f"{mark.name}, line {mark.line + 1}, is not valid YAML: {problem}."
 
 
-def _hydra_sentence(error: Exception, *, roots: Sequence[Path]) -> str:
+def _refined(error: Exception, *, roots: Sequence[Path]) -> ConfigError:
     """Shorten Hydra's message; a file that a defaults list names gets its near names."""
     text = str(error)
     missing = re.search(r"^In '([^']+)': Could not find '([^']+)'", text)
     if missing is None:
-        return text.splitlines()[0].rstrip(".") + "." if text else f"{type(error).__name__}."
+        first = text.splitlines()[0].rstrip(".") if text else type(error).__name__
+        return ConfigError(f"{first}.")
     source, name = missing.groups()
     group, _, choice = name.rpartition("/")
     try:
         _require(choice, group=group, roots=roots)
-    except ConfigError as refined:
-        return f"{refined}, in '{source}.yaml'."
-    return f"Could not find '{name}', in '{source}.yaml'."
+    except ConfigNotFoundError as refined:
+        return ConfigNotFoundError(f"{refined}, in '{source}.yaml'.", name=name)
+    return ConfigNotFoundError(f"Could not find '{name}', in '{source}.yaml'.", name=name)

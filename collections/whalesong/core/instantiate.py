@@ -4,7 +4,9 @@ import difflib
 import importlib
 import inspect
 import re
+import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from whalesong.core.errors import ConfigError
@@ -13,6 +15,14 @@ from whalesong.core.families import FAMILIES
 _ASR = "nemo.collections.asr.modules."
 _PERCEPTION = "nemo.collections.speechlm2.modules."
 _SCHEDULERS = "nemo.core.optim.lr_scheduler."
+_TEXT_PARTS = (
+    "model.{0}Model",
+    "loss.{0}Loss",
+    "predictor.{0}Predictor",
+    "collator.Default{0}Collator",
+    "collator.{0}Seq2SeqCollator",
+    "collator.{0}Seq2SeqPredCollator",
+)
 
 DEFAULT_TARGETS: frozenset[str] = frozenset(
     [
@@ -40,6 +50,14 @@ DEFAULT_TARGETS: frozenset[str] = frozenset(
         "whalesong.modules.speech_decoder.TransformerARSpeechDecoder",
         "whalesong.modules.adapters.QFormerAdapter",
         "whalesong.modules.adapters.StackingMLPAdapter",
+        *(
+            f"whalesong.models.{family}.{part.format(family.capitalize())}"
+            for family in ("arlm", "mlm", "ilm", "mdlm")
+            for part in _TEXT_PARTS
+        ),
+        "whalesong.models.mdlm.noise_schedule.LogLinearNoise",
+        "whalesong.metrics.exact_match.ExactMatch",
+        "whalesong.metrics.exact_match.TokenAccuracy",
         *(f"torch.optim.{name}" for name in ("Adam", "AdamW", "SGD")),
         "whalesong.core.scaled_adam.ScaledAdam",
         "whalesong.core.eden.Eden",
@@ -66,7 +84,7 @@ DEFAULT_TARGETS: frozenset[str] = frozenset(
         ),
     ]
 )
-"""NeMo's perception parts, optimizers and schedulers that a configuration may name."""
+"""Parts of NeMo and of ours, optimizers and schedulers that a configuration may name."""
 
 _REGISTERED: set[str] = set()
 _CLASS_KEYS = {"_target_", "target", "cls", "class_path"}
@@ -197,11 +215,39 @@ def import_target(target: str) -> type:
     module, _, name = target.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"`{target}`: cannot be imported ({error}).") from error
+    except Exception as error:  # code of an external model may fail in any way
+        raise unable_to_find(target, _cause(error)) from error
     if not isinstance(found, type):
         raise ConfigError(f"`{target}`: is not a class.")
     return found
+
+
+def unable_to_find(
+    target: str, cause: str, *, path: str = "", import_path: str | Path | None = None
+) -> ConfigError:
+    """The error of a class or function that cannot be imported, with how to see it oneself.
+
+    Args:
+        target: its dotted name.
+        cause: what the import says.
+        path: where the YAML names it.
+        import_path: the folder of its package, where Python does not look by itself.
+    """
+    module, _, name = target.rpartition(".")
+    error = ConfigError(f"Unable to find or instantiate {target}: {cause}")
+    if path:
+        error.add_note(f"Named by `{path}`.")
+    prefix = f"PYTHONPATH={import_path} " if import_path else ""
+    error.add_note(f'Try: {prefix}python -c "from {module} import {name}"')
+    return error
+
+
+def _cause(error: Exception) -> str:
+    """What an import says, with the line of the code that failed."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not frame.filename.startswith("<frozen")]
+    place = "" if own[-1].filename == __file__ else f" ({own[-1].filename}, line {own[-1].lineno})"
+    return f"{type(error).__name__}: {error}{place}"
 
 
 def allow_whalesong_targets() -> None:

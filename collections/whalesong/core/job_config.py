@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 _OF_FAMILIES = ("model", "data", "model_type", "datamodule")
 """Sections that the family checks."""
 
-JobType = Literal["train", "eval", "predict"]
+JobType = Literal["train", "eval", "predict", "generate", "prepare_data", "list"]
+"""What `xlm` can do by itself; generate means predict."""
 
 
 class EvalConfig(Schema):
@@ -56,6 +57,14 @@ class PredictConfig(Schema):
     """Where to write one JSON line per answer; to the terminal if null."""
 
 
+class PrepareDataConfig(Schema):
+    """What `job_type=prepare_data` writes."""
+
+    output_dir: str | None = None
+    """Folder for the examples, the figures and the picture; `data/` and the data module's name if
+    null."""
+
+
 def check_unused(request: PredictConfig, keys: Sequence[str], *, family: str) -> None:
     """Refuse keys of a request that a family does not know.
 
@@ -75,7 +84,7 @@ class JobConfig(Schema):
     """
 
     job_type: JobType
-    """What to do: train, eval or predict."""
+    """What to do: train, eval, predict (or generate), prepare_data or list."""
     job_name: str | None = None
     """Names the run's log folder."""
     name: str | None = None
@@ -103,6 +112,8 @@ class JobConfig(Schema):
     """Settings of `job_type=eval`."""
     predict: PredictConfig = PredictConfig()
     """Settings of `job_type=predict`."""
+    prepare_data: PrepareDataConfig = PrepareDataConfig()
+    """Settings of `job_type=prepare_data`."""
 
 
 def check_job(cfg: "DictConfig") -> JobConfig:
@@ -119,7 +130,10 @@ def check_job(cfg: "DictConfig") -> JobConfig:
         raise ConfigError(interpolation_sentence(error)) from error
     job = validate(JobConfig, document)
     if job.job_type == "train" and not cfg.get("model"):
-        raise ConfigError("`model` is missing; choose an experiment with experiment=NAME.")
+        raise ConfigError(
+            "`model` is missing; choose an experiment with experiment=NAME, or a text model with"
+            " model=NAME model_type=NAME."
+        )
     return job
 
 

@@ -81,6 +81,8 @@ def start_exp_manager(trainer: Trainer, config: ExpManagerConfig | None) -> Path
     if config.ema is not None and config.ema.enable:
         trainer.callbacks.insert(0, _moving_average(config.ema, trainer))
     folder = _log_folder(config)
+    if config.resume_if_exists and (version := _newest_version(config, folder)) is not None:
+        arguments["version"], folder = version, folder / version
     if folder is not None and config.resume_if_exists and is_global_rank_zero():
         for line in heal_checkpoints(folder / "checkpoints"):
             _LOG.warning(line)
@@ -114,6 +116,17 @@ def _log_folder(config: ExpManagerConfig) -> Path | None:
         return None
     folder = Path(config.exp_dir) / (config.name or "default")
     return folder / config.version if config.version else folder
+
+
+def _newest_version(config: ExpManagerConfig, folder: Path | None) -> str | None:
+    """The version to resume, where runs of this name that were not resumed left some."""
+    if config.explicit_log_dir is not None or config.version is not None or folder is None:
+        return None
+    if (folder / "checkpoints").is_dir():
+        return None
+    versions = [path for path in folder.glob("*/checkpoints") if path.is_dir()]
+    newest = max(versions, key=lambda path: path.stat().st_mtime, default=None)
+    return None if newest is None else newest.parent.name
 
 
 def _files(folder: Path | None) -> list[Path]:

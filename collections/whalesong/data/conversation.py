@@ -1,17 +1,18 @@
-"""What a batch plan is made of: lhotse cuts, and conversations of text and audio.
+"""What a batch plan is made of: lhotse cuts, conversations of text and audio, and texts.
 
-Both hold metadata only and are cheap to pickle: audio is read later, in a worker, by
+All hold metadata only and are cheap to pickle: audio is read later, in a worker, by
 `whalesong.data.audio.load_audio`.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lhotse.cut import Cut
 
 from whalesong.core.errors import DataError
 from whalesong.data.tar_index import is_reference
+from whalesong.data.text_example import TextExample
 
 Part = str | Cut
 """A piece of a turn: text, or audio."""
@@ -52,7 +53,7 @@ class Conversation:
         return sum(cut.duration for cut in self.audios)
 
 
-Example = Cut | Conversation
+Example = Cut | Conversation | TextExample
 """One item of a batch plan."""
 
 
@@ -97,6 +98,8 @@ def with_tags(example: Example, tags: Mapping[str, Any]) -> Example:
     In a conversation, a `context` also becomes text before the audio that it opens with, and a
     `system_prompt` its first turn if it has no system turn.
     """
+    if isinstance(example, TextExample):
+        return replace(example, custom={**example.custom, **tags})
     if not isinstance(example, Conversation):
         for key, value in tags.items():
             setattr(example, key, value)

@@ -73,7 +73,7 @@ class LanguageDataModule(LightningDataModule):
             self.train_collator,
             config,
             infinite=self._infinite(config),
-            repeat_first_epoch=bool(getattr(self.trainer, "overfit_batches", 0)),
+            repeat_first_epoch=self._overfits,
             **self._progress_of_trainer(),
         )
         if self._restored is not None:
@@ -83,7 +83,12 @@ class LanguageDataModule(LightningDataModule):
         return self._train_loader
 
     def val_dataloader(self) -> list[BatchLoader]:
-        """A loader for each validation set: every example once, in order."""
+        """A loader for each validation set: every example once, in order.
+
+        A trainer that overfits some batches validates on these instead.
+        """
+        if self._overfits and self.config.train_ds is not None:
+            return [self._overfitted_loader(self.config.train_ds)]
         return self._evaluation_loaders("validation_ds")
 
     def test_dataloader(self) -> list[BatchLoader]:
@@ -125,6 +130,16 @@ class LanguageDataModule(LightningDataModule):
 
     def _sections(self) -> dict[str, ValidationConfig | None]:
         return {"validation_ds": self.config.validation_ds, "test_ds": self.config.test_ds}
+
+    @property
+    def _overfits(self) -> bool:
+        """Whether the trainer repeats a few batches; it takes only these of every loader."""
+        return bool(getattr(self.trainer, "overfit_batches", 0))
+
+    def _overfitted_loader(self, config: DatasetConfig) -> BatchLoader:
+        """The batches of the first epoch of training, as validation wants them."""
+        plan = self._plan(config, "data.train_ds", shuffle=True)
+        return self._loader(plan, self.validation_collator, config, repeat_first_epoch=True)
 
     def _evaluation_loaders(self, section: str) -> list[BatchLoader]:
         loaders = []

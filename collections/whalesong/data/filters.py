@@ -4,6 +4,8 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+from lhotse.cut import Cut
+
 from whalesong.data.config import DatasetConfig
 from whalesong.data.conversation import Conversation, Example
 
@@ -33,7 +35,7 @@ class Filters:
 
     def _reason(self, example: Example) -> str | None:
         config, seconds = self.config, example.duration
-        if not isinstance(example, Conversation) or example.audios:
+        if isinstance(example, Cut) or (isinstance(example, Conversation) and example.audios):
             if config.min_duration is not None and seconds < config.min_duration:
                 return f"shorter than min_duration ({config.min_duration} s)"
             if config.max_duration is not None and seconds > config.max_duration:

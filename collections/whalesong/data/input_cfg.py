@@ -13,24 +13,32 @@ from whalesong.data.config import DatasetConfig
 from whalesong.data.conversation import Example, as_conversation, with_tags
 from whalesong.data.conversation_source import conversation_shards, sft_shards, share_gpt_shards
 from whalesong.data.faults import Faults, cause
+from whalesong.data.generated_source import generated_shards
+from whalesong.data.hf_dataset_source import hf_dataset_shards
 from whalesong.data.input_schema import (
     CutsAsConversationItem,
     CutsInput,
     CutsItem,
+    GeneratedItem,
     GroupItem,
+    HfDatasetItem,
     InputItem,
     Item,
     MultimodalConversationItem,
     NemoItem,
     SftItem,
     ShareGptItem,
+    TextFieldsItem,
     TextItem,
     TextPairItem,
+    TextPairsItem,
 )
 from whalesong.data.manifest_source import cuts_shards, nemo_shards
 from whalesong.data.nemo_source import nemo_parsed_shards
 from whalesong.data.shar_source import shar_shards
 from whalesong.data.sources import Shard, Source
+from whalesong.data.text_example import TextFields
+from whalesong.data.text_pairs_source import text_pairs_shards
 from whalesong.data.text_source import pair_shards, text_shards
 
 
@@ -178,8 +186,25 @@ def _shards_of(item: InputItem, scope: Scope) -> Iterator[tuple[list[Shard], flo
         yield text_shards(item.paths, text_field=field, language=item.language), None
     elif isinstance(item, TextPairItem):
         yield pair_shards(item), None
+    elif isinstance(item, TextPairsItem):
+        yield text_pairs_shards(item.paths, fields=_text_fields(item, scope)), None
+    elif isinstance(item, HfDatasetItem):
+        yield hf_dataset_shards(item, fields=_text_fields(item, scope), path=scope.path), None
+    elif isinstance(item, GeneratedItem):
+        yield generated_shards(item, path=scope.path), None
     elif isinstance(item, NemoItem):
         yield nemo_parsed_shards(item, path=scope.path, config=scope.config), None
+
+
+def _text_fields(item: TextFieldsItem, scope: Scope) -> TextFields:
+    """Where the text and the prompt of a row are; token ids take the place of either."""
+    has_text, has_prompt = item.input_ids_field is None, item.prompt_ids_field is None
+    return TextFields(
+        text=scope.value(item, "text_field") if has_text else None,
+        prompt=item.prompt_field if has_prompt else None,
+        input_ids=item.input_ids_field,
+        prompt_ids=item.prompt_ids_field,
+    )
 
 
 def _cuts_shards_of(item: CutsInput, scope: Scope) -> Iterator[tuple[list[Shard], float | None]]:

@@ -5,7 +5,7 @@ Light on purpose (pydantic only): a configuration is checked before anything hea
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from whalesong.core.schema import Schema
 
@@ -129,6 +129,63 @@ class TextPairItem(InputItem):
     """Language of the questions."""
 
 
+class GeneratedItem(InputItem):
+    """Examples of a class with `__len__` and `__getitem__`; further keys are its arguments."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: Literal["generated"]
+    """Kind of data."""
+    target: str = Field(alias="_target_")
+    """The class; its items are `{"text", "prompt"?}` or `{"input_ids", "prompt_ids"?}`."""
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What the class is called with."""
+        return dict(self.model_extra or {})
+
+
+class TextFieldsItem(InputItem):
+    """Keys that say where the text of a row is; token ids take its place where they are named."""
+
+    prompt_field: str | None = None
+    """Key of the prompt."""
+    input_ids_field: str | None = None
+    """Key of the token ids of the text, without special tokens."""
+    prompt_ids_field: str | None = None
+    """Key of the token ids of the prompt, without special tokens."""
+
+    @model_validator(mode="after")
+    def _one_of_each(self) -> "TextFieldsItem":
+        for text, ids in (("text_field", "input_ids_field"), ("prompt_field", "prompt_ids_field")):
+            given = {text, ids} & self.model_fields_set
+            if len([key for key in given if getattr(self, key) is not None]) == 2:
+                raise ValueError(f"must have one of `{text}` and `{ids}`, but has both")
+        return self
+
+
+class HfDatasetItem(TextFieldsItem):
+    """A data set that the library `datasets` has written with `save_to_disk`."""
+
+    type: Literal["hf_dataset"]
+    """Kind of data."""
+    path: str
+    """Its folder."""
+    split: str | None = None
+    """Which split, where the folder holds several."""
+
+
+class TextPairsItem(TextFieldsItem):
+    """Prompts and texts, one JSON object a line."""
+
+    type: Literal["text_pairs"]
+    """Kind of data."""
+    paths: Paths
+    """JSONL files."""
+    prompt_field: str | None = "prompt"
+    """Key of the prompt; null where there is none."""
+
+
 class SftItem(InputItem):
     """NeMo's SFT chat format: `{"system", "conversations": [{"from", "value"}, ...]}`."""
 
@@ -187,6 +244,9 @@ Item = Annotated[
     | ShareGptItem
     | TextItem
     | TextPairItem
+    | TextPairsItem
+    | HfDatasetItem
+    | GeneratedItem
     | SftItem
     | NemoItem
     | GroupItem,

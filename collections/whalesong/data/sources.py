@@ -24,9 +24,13 @@ class Shard:
     """Reads the examples in the order of the file; the generator is for random choices in them."""
     has_lines: bool = True
     """Whether the file has a line for each example."""
+    count: int | None = None
+    """Number of examples, where it is known."""
 
     def __len__(self) -> int:
-        """Number of examples; none is opened if the file has a line for each."""
+        """Number of examples; none is opened if it is known, or the file has a line for each."""
+        if self.count is not None:
+            return self.count
         if self.has_lines:
             return count_lines(self.path)
         return sum(1 for _ in self.read(random.Random(0), Faults("skip")))

@@ -14,6 +14,7 @@ TARGET = "whalesong.textlm.textlm_model.TextLMModel"
 """The class of all text models."""
 
 _SIZES = tuple(TextSizes.model_fields)
+_JOB_SECTIONS = ("model", "model_type", "datamodule", "data")
 
 
 def assembled(cfg: DictConfig) -> DictConfig:
@@ -31,6 +32,7 @@ def assembled(cfg: DictConfig) -> DictConfig:
     """
     if not cfg.get("model_type"):
         return cfg
+    cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
     network, model_type = cfg.get("model"), cfg.get("model_type")
     datamodule = OmegaConf.create(cfg.get("datamodule") or {})
     if not network:
@@ -40,8 +42,8 @@ def assembled(cfg: DictConfig) -> DictConfig:
             "`datamodule` is missing; choose one with datamodule=NAME or experiment=NAME."
         )
     data = _given(OmegaConf.create(cfg.get("data") or {}))
-    given = [key for key in data if key in DatamoduleConfig.model_fields]
-    datamodule = OmegaConf.merge(datamodule, {key: data[key] for key in given})
+    given = {key: data.pop(key) for key in DatamoduleConfig.model_fields if key in data}
+    datamodule = OmegaConf.merge(datamodule, given)
     validate(TargetConfig, network, path="model")
     validate(ModelTypeConfig, model_type, path="model_type")
     validate(DatamoduleConfig, datamodule, path="datamodule")
@@ -52,9 +54,6 @@ def assembled(cfg: DictConfig) -> DictConfig:
     job["model"] = {"target": TARGET, "network": network, **model_type, **sizes}
     job["data"] = {**data, **sets}
     return OmegaConf.create(job)
-
-
-_JOB_SECTIONS = ("model", "model_type", "datamodule", "data")
 
 
 def _given(data: DictConfig) -> dict[str, Any]:

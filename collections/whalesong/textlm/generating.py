@@ -51,3 +51,12 @@ def step_noise(noise: RowNoise, step: int, device: torch.device) -> Tensor:
 def unwritable_ids(tokenizer: PreTrainedTokenizerBase, *, allowed: Sequence[int]) -> list[int]:
     """Special tokens that a model must not write: all but the `allowed` ones."""
     return sorted(set(tokenizer.all_special_ids) - set(allowed))
+
+
+def told(tokenizer: PreTrainedTokenizerBase, states: Sequence[Sequence[int]]) -> list[dict]:
+    """How a row came about, `{"step", "text"}` for each of its states; masks show, ends do not."""
+    hidden = set(tokenizer.all_special_ids) - {tokenizer.mask_token_id}
+    return [
+        {"step": step, "text": tokenizer.decode([token for token in ids if token not in hidden])}
+        for step, ids in enumerate(states)
+    ]

@@ -14,7 +14,7 @@ from whalesong.core.language_model import LanguageModelPT
 from whalesong.core.parts import Batch, Evaluation, Parts
 from whalesong.core.seeding import mix
 from whalesong.core.totals import EvaluationTotals
-from whalesong.data.loader import build_loader
+from whalesong.data.datamodule import build_loader
 from whalesong.textlm.building import PartBuilder
 from whalesong.textlm.collation import TextCollator
 from whalesong.textlm.config import TextLMConfig, TokenizerConfig

@@ -81,6 +81,6 @@ def num_sure(is_masked: Tensor, scores: Tensor, threshold: float) -> Tensor:
 
 def highest(is_masked: Tensor, scores: Tensor, counts: Tensor) -> Tensor:
     """The masked slots with the highest scores, `counts` (B,) of each row; (B, L) bool."""
-    order = scores.masked_fill(~is_masked, -torch.inf).argsort(-1, descending=True, stable=True)
+    order = scores.masked_fill(~is_masked, -torch.inf).argsort(dim=-1, descending=True, stable=True)
     rank = order.argsort(-1)
     return (rank < counts[:, None]) & is_masked

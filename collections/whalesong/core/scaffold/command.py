@@ -46,9 +46,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="where the model's folder and xlm_models.json go (default: the working directory)",
     )
-    parser.add_argument(
-        "--dry-run", action="store_true", help="only list what would be written"
-    )
+    parser.add_argument("--dry-run", action="store_true", help="only list what would be written")
     return parser
 
 

@@ -13,6 +13,7 @@ RESERVED = ("configs", "setup", "tests", "xlm_models")
 """What else stands in a model's folder, and what every job reads."""
 
 _MAX_LENGTH = 100
+_LATER_KEYWORDS = ("type",)  # soft ones of newer versions
 
 
 def check_name(name: str, *, known: Collection[str]) -> None:
@@ -42,7 +43,7 @@ def _problem(name: str, known: Collection[str]) -> str | None:
         )
     if len(name) > _MAX_LENGTH:
         return f"must have at most {_MAX_LENGTH} characters, but has {len(name)}"
-    if keyword.iskeyword(name) or keyword.issoftkeyword(name):
+    if keyword.iskeyword(name) or keyword.issoftkeyword(name) or name in _LATER_KEYWORDS:
         return "is a word of Python's own"
     if name in known:
         return "is that of a model that there is already; `xlm job_type=list` shows where"

@@ -71,7 +71,8 @@ def sample(logits: Tensor, settings: SamplingSettings, noise: Tensor) -> Tensor:
     """
     if settings.greedy:
         return logits.argmax(-1)
-    values, ids = logits if logits.dtype == torch.float64 else logits.float(), None
+    values = logits if logits.dtype == torch.float64 else logits.float()
+    ids = None
     if settings.top_k or settings.top_p or settings.min_p:
         size = logits.shape[-1]
         values, ids = values.topk(min(settings.top_k or size, size))  # most probable first

@@ -1,0 +1,1 @@
+"""arlm: the auto-regressive text model, which writes from left to right."""

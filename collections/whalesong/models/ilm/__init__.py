@@ -1,0 +1,1 @@
+"""ILM: an insertion (infilling) language model."""

@@ -1,0 +1,173 @@
+"""Generation with mdlm: all slots of a row are masked, and step by step they are filled."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from whalesong.core.parts import Batch
+from whalesong.models.mdlm.filling import (
+    NOISE_STREAMS,
+    Filling,
+    fill_ancestrally,
+    fill_by_confidence,
+)
+from whalesong.models.mdlm.model import MdlmModel
+from whalesong.models.mdlm.noise_schedule import NoiseSchedule, require_schedule
+from whalesong.modules.generation.sampling import SamplingSettings
+from whalesong.textlm.generating import generating, row_noise, unwritable_ids
+from whalesong.textlm.rows import plain_rows
+from whalesong.textlm.tokenizers import require
+from whalesong.textlm.unmasking import Unmasking
+
+Order = Literal["ancestral", "uniform", "top_prob", "prob_diff"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FillingSettings:
+    """How slots are filled.
+
+    Attributes:
+        order: "ancestral" undoes the noise as it came, at random; the others choose slots as
+            `Unmasking` says.
+        threshold: see `Unmasking`.
+        num_steps: steps, besides the last one of "ancestral". More of them take more time only as
+            long as they are fewer than the slots, unless the model is told the noise.
+        temperature: divides the logits; 0 takes the most probable token.
+        top_k: keep this many most probable tokens; 0 keeps all.
+        top_p: keep the fewest most probable tokens that reach this probability; 0 keeps all.
+        use_cache: leave out steps of "ancestral" that change nothing.
+        history: return how each row was filled.
+
+    Raises:
+        ValueError: a value that is not allowed, or that has no use.
+    """
+
+    order: Order = "ancestral"
+    threshold: float | None = None
+    num_steps: int = 1000
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 0.0
+    use_cache: bool = True
+    history: bool = False
+
+    def __post_init__(self) -> None:
+        if self.order not in get_args(Order):
+            names = "', '".join(get_args(Order))
+            raise ValueError(f"`order` must be one of '{names}', but is '{self.order}'.")
+        if self.num_steps < 1:
+            raise ValueError(f"`num_steps` must be at least 1, but is {self.num_steps}.")
+        if self.order == "ancestral" and self.threshold is not None:
+            raise ValueError(
+                "`threshold` must be null with order 'ancestral', which has no confidence, but is "
+                f"{self.threshold}."
+            )
+
+    def sampling(self) -> SamplingSettings:
+        """How a token is drawn."""
+        return SamplingSettings(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
+
+    def unmasking(self) -> Unmasking:
+        """How slots are chosen, if not ancestrally."""
+        return Unmasking(strategy=self.order, threshold=self.threshold)
+
+
+class MdlmPredictor:
+    """Fills the masked slots of a batch: all of them, or the gaps of a text.
+
+    Args:
+        model: an `MdlmModel`.
+        tokenizer: names the mask and what is not written.
+        noise_schedule: that of training.
+        **settings: see `FillingSettings`.
+    """
+
+    def __init__(
+        self,
+        model: MdlmModel,
+        tokenizer: PreTrainedTokenizerBase,
+        noise_schedule: NoiseSchedule,
+        *,
+        order: Order = "ancestral",
+        threshold: float | None = None,
+        num_steps: int = 1000,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 0.0,
+        use_cache: bool = True,
+        history: bool = False,
+    ) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self.noise_schedule = require_schedule(noise_schedule)
+        self.settings = FillingSettings(
+            order=order,
+            threshold=threshold,
+            num_steps=num_steps,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            use_cache=use_cache,
+            history=history,
+        )
+        self.mask_id = require(tokenizer, "mask_token", for_what="mdlm")
+        written = (tokenizer.eos_token_id, tokenizer.pad_token_id)
+        self.unwritable = sorted({*unwritable_ids(tokenizer, allowed=written), self.mask_id})
+
+    def predict(
+        self, batch: Batch, *, seeds: Sequence[int] | None = None, **generation: Any
+    ) -> dict[str, Any]:
+        """Fill all masked slots.
+
+        Args:
+            batch: see `MdlmSeq2SeqPredCollator`.
+            seeds: one for each row, which then depends on no other; None draws them.
+            **generation: changes of `FillingSettings` for this call.
+
+        Returns:
+            "ids" (B, L), the tokens in the slots; with `history`, "history": for each row its
+            changes, `{"step", "text"}`.
+
+        Raises:
+            TypeError: a setting that does not exist.
+            ValueError: a wrong setting, or not one seed a row.
+        """
+        settings = replace(self.settings, **generation)
+        noise = row_noise(batch, seeds, NOISE_STREAMS)
+        with generating(self.model):
+            filling = Filling(
+                self.model, batch, noise, mask_id=self.mask_id, unwritable=self.unwritable
+            )
+            self._fill(filling, settings)
+            preds: dict[str, Any] = {"ids": filling.slots()}
+        if settings.history:
+            preds["history"] = self._history(filling)
+        return preds
+
+    def to_dict(self, batch: Batch, preds: dict[str, Any]) -> list[dict[str, Any]]:
+        """One plain dictionary for each row; see `plain_rows`."""
+        return plain_rows(self.tokenizer, batch, preds)
+
+    def _fill(self, filling: Filling, settings: FillingSettings) -> None:
+        shared = {"num_steps": settings.num_steps, "sampling": settings.sampling()}
+        if settings.order == "ancestral":
+            use_cache = settings.use_cache and not self.model.time_conditioning
+            fill_ancestrally(filling, self.noise_schedule, use_cache=use_cache, **shared)
+        else:
+            unmasking = settings.unmasking()
+            fill_by_confidence(filling, self.noise_schedule, unmasking=unmasking, **shared)
+
+    def _history(self, filling: Filling) -> list[list[dict[str, Any]]]:
+        rows: list[list[dict[str, Any]]] = [[] for _ in filling.ids]
+        for steps, slots in filling.changes:
+            for row, step, ids in zip(rows, steps.tolist(), slots, strict=True):
+                if step >= 0:
+                    row.append({"step": step, "text": self._with_masks(ids)})
+        return rows
+
+    def _with_masks(self, ids: Tensor) -> str:
+        """The text of slots (L,), masks included, ends and padding not."""
+        hidden = set(self.tokenizer.all_special_ids) - {self.mask_id}
+        return self.tokenizer.decode([token for token in ids.tolist() if token not in hidden])
