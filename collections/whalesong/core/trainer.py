@@ -1,6 +1,7 @@
 """Lightning's trainer and NeMo's exp_manager from their YAML sections, with safe checkpoints."""
 
 import logging
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
+from nemo.constants import NEMO_ENV_VARNAME_VERSION
 from nemo.utils.exp_manager import exp_manager
 from nemo.utils.get_rank import is_global_rank_zero
 from nemo.utils.trainer_utils import HalfPrecisionForAudio
@@ -24,6 +26,7 @@ from whalesong.core.trainer_config import (
 )
 
 _LOG = logging.getLogger(__name__)
+_PROFILERS = "lightning.pytorch.profilers"
 
 
 def build_trainer(config: TrainerConfig, *, callbacks: list[Callback]) -> Trainer:
@@ -52,6 +55,8 @@ def build_trainer(config: TrainerConfig, *, callbacks: list[Callback]) -> Traine
         plugins.append(AtomicCheckpointIO())
     named = arguments.get("plugins") or []
     arguments["plugins"] = [*plugins, *([named] if isinstance(named, str) else named)]
+    if config.profiler is not None:
+        logging.getLogger(_PROFILERS).setLevel(logging.INFO)  # where they write their table
     if arguments.pop("callbacks", None):
         raise ConfigError(
             "`trainer.callbacks` is not supported in YAML; pass callbacks from Python."
@@ -90,6 +95,8 @@ def start_exp_manager(trainer: Trainer, config: ExpManagerConfig | None) -> Path
     arguments["create_preemption_callback"] = False
     if config.explicit_log_dir is not None:
         arguments |= {"exp_dir": None, "version": None}  # they would be ignored, with a complaint
+    if "LOCAL_RANK" not in os.environ:  # the first process: what an earlier run in it left
+        os.environ.pop(NEMO_ENV_VARNAME_VERSION, None)
     kept = _files(folder)
     log_dir = exp_manager(trainer, arguments)
     if log_dir is None:
