@@ -1,13 +1,13 @@
 # Each target makes the virtual environment .venv first, when it is missing or out of date.
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-music demo-audiolm demo-duplex test test-slow lint format clean-demo
+.PHONY: help demo demo-music demo-audiolm demo-duplex demo-text demo-text-full test test-slow lint format clean-demo
 
 BIN := .venv/bin
 DEMO_FLAGS ?=
 TEST_FLAGS ?= -n auto --dist loadfile
 
 help:  ## print the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s%s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s%s\n", $$1, $$2 }' Makefile
 
 .venv/.installed: setup.py constraints.txt .ci/environment
 	.ci/environment .venv
@@ -24,6 +24,12 @@ demo-audiolm: .venv/.installed  ## train AudioLM on synthesized melodies and mea
 
 demo-duplex: .venv/.installed  ## train a duplex model on synthesized dialogues and converse with it
 	$(BIN)/python examples/speechlm2/s2s_duplex_demo.py $(DEMO_FLAGS)
+
+demo-text: .venv/.installed  ## train four text models on star graphs and compare their answers
+	$(BIN)/python examples/textlm/demo.py $(DEMO_FLAGS)
+
+demo-text-full: .venv/.installed  ## the same on the published size star_easy, in about an hour
+	$(BIN)/python examples/textlm/demo_full.py $(DEMO_FLAGS)
 
 test: .venv/.installed  ## run the default tests: offline, about 6 minutes on 2 cores
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(TEST_FLAGS)

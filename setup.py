@@ -64,9 +64,15 @@ setup(
     python_requires=">=3.11",
     package_dir={"": "collections"},
     packages=find_packages("collections", include=["whalesong", "whalesong.*"]),
+    package_data={"whalesong.core.scaffold": ["templates/**/*.tmpl"]},
     install_requires=REQUIRES,
     extras_require={"phonemes": PHONEMES, "test": TEST, "dev": DEV},
-    entry_points={"console_scripts": ["xlm = whalesong.cli:main"]},
+    entry_points={
+        "console_scripts": [
+            "xlm = whalesong.cli:main",
+            "xlm-scaffold = whalesong.core.scaffold.command:main",
+        ]
+    },
     cmdclass={"build_py": BuildWithConf},
     zip_safe=False,
 )

@@ -15,6 +15,7 @@ import whalesong
 from whalesong.cli import main, main_script
 from whalesong.core.errors import DataError
 
+DEBUG_MODES = ("overfit", "fast_dev_run", "small_data", "profile")
 HEAVY = {"torch", "nemo", "lightning", "lhotse", "transformers"}
 
 
@@ -52,7 +53,7 @@ def test_documented_keys_need_no_plus(jobs: list[DictConfig]) -> None:
     assert jobs[1].predict.audio == ["a.wav"]
 
 
-@pytest.mark.parametrize("debug", ["overfit", "fast_dev_run", "[overfit,fast_dev_run]"])
+@pytest.mark.parametrize("debug", [*DEBUG_MODES, "[overfit,fast_dev_run]"])
 def test_debug_modes_pass_the_schemas(jobs: list[DictConfig], debug: str) -> None:
     main(["job_type=train", "model.target=SALM", f"debug={debug}", "trainer.max_steps=5"])
     assert jobs[0].trainer.max_steps == 5
@@ -64,10 +65,14 @@ def test_debug_modes_pass_the_schemas(jobs: list[DictConfig], debug: str) -> Non
         ([], "`job_type` is mandatory, but has no value."),
         (
             ["job_type=trian"],
-            "`job_type` must be 'train', 'eval' or 'predict', but is 'trian' instead;"
-            " did you mean `train`?",
+            "`job_type` must be one of train, eval, predict, generate, prepare_data, list, but is"
+            " 'trian' instead; did you mean `train`?",
         ),
-        (["job_type=train"], "`model` is missing; choose an experiment with experiment=NAME."),
+        (
+            ["job_type=train"],
+            "`model` is missing; choose an experiment with experiment=NAME, or a text model with"
+            " model=NAME model_type=NAME.",
+        ),
         (
             ["job_type=train", "trainer.max_step=3"],
             "`trainer.max_step` (3) is not a known key; did you mean `max_steps`?",

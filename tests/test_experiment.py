@@ -130,9 +130,18 @@ def test_overfit_repeats_one_batch_until_the_loss_is_gone(
         return step(self, batch, batch_idx)
 
     monkeypatch.setattr(LanguageModelPT, "training_step", spy)
+    validated: list[tuple[str, ...]] = []
+    validate = LanguageModelPT.validation_step
+
+    def spy_validation(self: Any, batch: Any, *place: int) -> None:
+        validated.append(tuple(batch["ids"]))
+        validate(self, batch, *place)
+
+    monkeypatch.setattr(LanguageModelPT, "validation_step", spy_validation)
     monkeypatch.chdir(tmp_path)
-    train(job("debug=overfit", "trainer.max_steps=5", "trainer.enable_progress_bar=false"))
-    assert len(seen) == 5 and len(set(seen)) == 1
+    quick = ["trainer.max_steps=5", "trainer.val_check_interval=5"]
+    train(job("debug=overfit", *quick, "trainer.enable_progress_bar=false"))
+    assert len(seen) == 5 and set(seen) == set(validated) and len(set(seen)) == 1
 
 
 def test_checkpoint_loads_with_its_weights(job: Callable[..., Any], tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ def _run_job(
     else:
         checked = check_job(cfg)
         refuse_taken_names(job)
-        activate_for(cfg, registry=job.registry)
+        activate_for(cfg, registry=job.registry, composed=True)
         _start(cfg, checked)
 
 

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from whalesong.core.errors import ConfigError, DataError
 from whalesong.core.families import Family, assembled, family_of
 from whalesong.core.job_config import JobConfig, check_job
-from whalesong.core.schema import validate
+from whalesong.core.schema import resolved, validate
 from whalesong.data.config import DataConfig
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def run(cfg: DictConfig) -> None:
         ConfigError: something in it is wrong; nothing heavy has been imported by then.
     """
     job = check_job(cfg)
-    cfg = assembled(OmegaConf.create(OmegaConf.to_container(cfg, resolve=True)))
+    cfg = assembled(resolved(cfg))
     if job.job_type == "train":
         train(cfg, job)
         return

@@ -155,6 +155,32 @@ def test_overfit_batches_trains_on_the_same_batches(fit):
     assert trained[:2] == trained[2:4] == trained[4:]
 
 
+def test_overfitting_validates_on_the_very_batches_it_trains_on(fit):
+    often = {"val_check_interval": 2, "check_val_every_n_epoch": None, "num_sanity_val_steps": 0}
+    module = fit(max_steps=4, overfit_batches=2, **often)
+    trained = [ids for ids, _ in module.trained]
+    assert module.validated == [(0, ids) for ids in trained]
+    alone = fit(max_steps=4, overfit_batches=2, data={"validation_ds": None}, **often)
+    assert alone.validated == module.validated
+
+
+def test_overfitting_validates_with_the_collator_of_validation(make_data, collator):
+    class Marked(type(collator)):
+        """Tells that it was used."""
+
+        def __call__(self, loaded):
+            return {**super().__call__(loaded), "marked": True}
+
+    data = make_data()
+    data.validation_collator = Marked()
+    assert len(data.val_dataloader()) == 2
+    data.trainer = Trainer(overfit_batches=1, accelerator="cpu", logger=False)
+    train, [validation] = data.train_dataloader(), data.val_dataloader()
+    trained, validated = next(iter(train)), next(iter(validation))
+    assert validated.pop("marked") and "marked" not in trained
+    assert validated == trained
+
+
 def test_a_changed_data_section_is_refused_in_one_line(fit):
     fit(max_steps=2, save=1)
     for changes, key in [({"batch_size": 4}, "batch_size"), ({"seed": 3}, "seed")]:

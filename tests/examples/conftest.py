@@ -14,7 +14,11 @@ import pytest
 from whalesong.demos.salm import SalmDemo
 
 ROOT = Path(__file__).resolve().parents[2]
-SHIMS = {"python": '"$@"', "xlm": '-m whalesong.cli "$@"'}
+SHIMS = {
+    "python": '"$@"',
+    "xlm": '-m whalesong.cli "$@"',
+    "xlm-scaffold": '-m whalesong.core.scaffold.command "$@"',
+}
 
 
 @pytest.fixture

@@ -39,7 +39,7 @@ class LanguageModelPT(ArchivedModel):
     """
 
     config_schema: ClassVar[type[Schema]]
-    sharding_methods: ClassVar[tuple[str, ...]] = ("generate",)
+    sharding_methods: tuple[str, ...] = ("generate",)
     """Methods of the model beside `forward` that need whole parameters when they are sharded."""
 
     def __init__(

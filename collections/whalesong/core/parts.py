@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
-from torch import nn
+from torch import Tensor, nn
 
 Batch = dict[str, Any]
 """What a collator gives and the other parts take: tensors, and strings that stay on the CPU."""
@@ -66,17 +66,46 @@ class Predictor(Protocol, Generic[T_in, T_out_pred]):
 
 @runtime_checkable
 class Collator(Protocol):
-    """Turns examples into a batch. Runs in the workers of the loader."""
+    """Prepares batches: pads what the examples hold. Runs in the workers of the loader.
+
+    A text model's collators get `{"id", "input_ids"}`, plain token ids, and with a prompt
+    "prompt_ids" beside them; to generate from, "partial_ids" may stand in place of "input_ids".
+    """
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        """Pad examples into one batch; no examples at all give a batch without targets."""
+        ...
+
+
+@runtime_checkable
+class ExampleCollator(Protocol):
+    """A collator that reads examples itself; what loaders take."""
 
     def load(self, example: Any) -> Any:
-        """Read what one example points to; a `DataError` here concerns this example only.
-
-        A text model's collator gets token ids and may leave it out.
-        """
+        """Read what one example points to; a `DataError` here concerns this example only."""
         ...
 
     def __call__(self, examples: Sequence[Any]) -> Batch:
         """Pad loaded examples into one batch; no examples at all give a batch without targets."""
+        ...
+
+
+@runtime_checkable
+class NoiseSchedule(Protocol):
+    """How noisy a text is at each moment of a diffusion, between 0, clean, and 1, all masked.
+
+    A token is masked at time t with the probability `1 - exp(-total_noise(t))`.
+    """
+
+    min_time: float
+    """The earliest time that is trained on, and at which generation ends."""
+
+    def total_noise(self, t: Tensor) -> Tensor:
+        """The noise so far, sigma(t); any shape."""
+        ...
+
+    def noise_rate(self, t: Tensor) -> Tensor:
+        """How fast it grows, the derivative of `total_noise`."""
         ...
 
 
@@ -117,8 +146,8 @@ class Parts:
     model: nn.Module
     loss: LossFunction
     predictor: Predictor
-    train_collator: Collator
-    validation_collator: Collator
+    train_collator: ExampleCollator
+    validation_collator: ExampleCollator
     make_loader: Callable[..., Iterable[Batch]]
     """`(data section, collator, *, path) -> loader`, for NeMo's `setup_training_data`."""
     metrics: dict[str, Metric] = field(default_factory=dict)

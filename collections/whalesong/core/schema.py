@@ -76,6 +76,17 @@ def validate(schema: Any, data: Any, *, path: str = "") -> Any:
     raise ConfigError(join_problems([*missing, *problems], prefix=path))
 
 
+def resolved(cfg: Any) -> Any:
+    """A copy of an OmegaConf config without interpolations.
+
+    Raises:
+        ConfigError: one of them leads nowhere, or to a value that is not given.
+    """
+    from omegaconf import OmegaConf
+
+    return OmegaConf.create(_container(cfg, ""))
+
+
 def json_schema(schema: Any) -> dict[str, Any]:
     """The JSON Schema of a config section, with which editors complete and check the YAML.
 

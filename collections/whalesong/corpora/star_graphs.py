@@ -55,6 +55,8 @@ SIZES: Mapping[Size, StarSize] = {
 }
 """The sizes by name."""
 
+_NAMES = [str(number) for number in range(max(size.num_ids for size in SIZES.values()))]
+
 COUNTS: Mapping[Split, int] = {"train": 50_000, "validation": 100, "test": 5_000}
 """Published number of graphs in each split."""
 
@@ -188,4 +190,4 @@ def _shuffled(items: Sequence[Any], rng: random.Random) -> list[Any]:
 
 
 def _words(nodes: Iterable[int]) -> str:
-    return " ".join(map(str, nodes))
+    return " ".join(map(_NAMES.__getitem__, nodes))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from whalesong.data.config import DatasetConfig
 from whalesong.data.conversation import Example
 from whalesong.data.filters import MeasureTokens
+from whalesong.data.text_example import TextExample
 
 CHARACTERS_A_SECOND = 15.0
 """Speaking rate by which an example without audio gets a length in seconds."""
@@ -101,7 +102,8 @@ def seconds_of(example: Example) -> float:
     """Seconds of audio; of an example without audio, the time to say its text."""
     if example.duration > 0:
         return example.duration
-    return sum(map(len, getattr(example, "texts", ()))) / CHARACTERS_A_SECOND
+    parts = example.parts if isinstance(example, TextExample) else getattr(example, "texts", ())
+    return sum(map(len, parts)) / CHARACTERS_A_SECOND
 
 
 def make_limits(config: DatasetConfig, num_buckets: int) -> tuple[Limits, ...]:

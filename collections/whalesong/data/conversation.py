@@ -145,3 +145,18 @@ def conversation_from_nemo(example: Any) -> Conversation:
         (turn.role, turn.cut if hasattr(turn, "cut") else turn.value) for turn in example.turns
     ]
     return make_conversation(example.id, parts, custom=dict(example.custom or {}))
+
+
+def text_of(example: Example) -> TextExample:
+    """An example as text alone: what the assistant says answers what the user says.
+
+    Raises:
+        DataError: it has audio.
+    """
+    if isinstance(example, TextExample):
+        return example
+    if not isinstance(example, Conversation) or example.audios:
+        raise DataError(f"example {example.id}: must be text for a text model, but has audio.")
+    texts = {turn.role: " ".join(map(str, turn.parts)) for turn in example.turns}
+    text, prompt = texts.get("assistant", ""), texts.get("user")
+    return TextExample(example.id, text, prompt=prompt, custom=example.custom)

@@ -26,14 +26,12 @@ def hf_dataset_shards(item: HfDatasetItem, *, fields: TextFields, path: str) -> 
 
     Raises:
         ConfigError: `split` is missing, unknown, or given for a data set without splits.
-        DataError: the folder holds no data set, none of the rows, or a column is missing.
+        DataError: the folder holds no data set or an empty one, or a column is missing.
     """
     dataset = _split(load_dataset(item.path), item, path)
     for name in fields.names:
         if name not in dataset.column_names:
             raise DataError(f"{item.path}: {missing_field(name, dataset.column_names)}.")
-    if len(dataset) == 0:
-        raise DataError(f"{item.path}: has no rows.")
     used = [name for name in dataset.column_names if name in ("id", *fields.names)]
     dataset = dataset.select_columns(used).with_format(None)
     return [

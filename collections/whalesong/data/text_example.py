@@ -32,7 +32,13 @@ class TextExample:
     @property
     def texts(self) -> list[str]:
         """Prompt and text, as far as they are given as text."""
-        return [text for text in (self.prompt, self.text) if text]
+        return [part for part in self.parts if isinstance(part, str)]
+
+    @property
+    def parts(self) -> list[str | list[int]]:
+        """Prompt and text in the forms in which they are given."""
+        parts = (self.prompt, self.prompt_ids, self.text, self.input_ids)
+        return [part for part in parts if part]
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,10 @@ def run_together(commands: Mapping[Path, Sequence[object]]) -> None:
         for log, command in commands.items():
             show = running.enter_context(open(log, "w")) if processes else None
             process = subprocess.Popen(
-                [sys.executable, "-m", *map(str, command)], env=half_the_cores(), stderr=show
+                [sys.executable, "-m", *map(str, command)],
+                env=half_the_cores(),
+                stdout=show,
+                stderr=show,
             )
             running.callback(process.kill)  # nothing to one that has ended
             processes.append(process)

@@ -30,8 +30,8 @@ class TextLMDemo(DemoFolder):
         task: data set and experiments: `star_mini`, ...
         num_test: test graphs.
         bars: what the models have to reach; nothing is said of others.
-        overrides: of `conf/experiment/<task>_<model>.yaml`.
-        last_overrides: besides, of the two models that are trained last.
+        overrides: of `conf/experiment/<task>_<model>.yaml`; they win over `last_overrides`.
+        last_overrides: of the experiments of the two models that are trained last.
     """
 
     name = "textlm"
@@ -131,8 +131,8 @@ class TextLMDemo(DemoFolder):
             f"experiment={self.task}_{name}",
             f"exp_manager.explicit_log_dir={self.logs_of(name)}",
             "resume=true",
-            *self.overrides,
             *last,
+            *self.overrides,
         ]
 
     def _marker(self, what: str, names: Sequence[str]) -> Path:
@@ -147,4 +147,4 @@ class FullTextLMDemo(TextLMDemo):
 
     task: str = "star_easy"
     bars: Bars = field(default_factory=lambda: {"arlm": ONE_OF_THREE, "ilm": (0.95, 1.0)})
-    last_overrides: Sequence[str] = ("trainer.max_time=00:00:35:00",)
+    last_overrides: Sequence[str] = ("trainer.max_steps=20000", "trainer.max_time=00:00:38:00")

@@ -22,7 +22,7 @@ OPEN, END = "_", "."
 
 
 def main(folder: Path, task: str, num_test: int, archives: Sequence[Path]) -> None:
-    """Write `<model>.jsonl`, every answer, and `<model>.json`, what was measured, for each model."""
+    """For each model write every answer, `<model>.jsonl`, and what was measured, `<model>.json`."""
     block_network()
     quiet_libraries()  # before anything imports NeMo
     from whalesong.inference import write_json_lines
@@ -72,6 +72,8 @@ def step_by_step(model: Any, row: Mapping[str, Any]) -> dict[str, Any]:
     batch = collator.prediction_batch([example])
     history = model.parts.predictor.predict(batch, seeds=[0], history=True)["history"][0]
     states = [state_of(step, model.tokenizer) for step in history]
+    if states and OPEN not in states[0]:
+        states.insert(0, [])  # before the first token
     changed = [state for state, _ in groupby(states)]  # chance may unmask nothing in a step
     return {"prompt": row["prompt"], "truth": row["truth"], "states": changed}
 
@@ -84,7 +86,11 @@ def state_of(step: Any, tokenizer: Any) -> list[str]:
     """
     if isinstance(step, dict):
         return [OPEN if word == tokenizer.mask_token else word for word in step["text"].split()]
-    shown = {tokenizer.mask_token_id: OPEN, tokenizer.eos_token_id: END, tokenizer.pad_token_id: END}
+    shown = {
+        tokenizer.mask_token_id: OPEN,
+        tokenizer.eos_token_id: END,
+        tokenizer.pad_token_id: END,
+    }
     return [shown.get(token) or tokenizer.decode([token]) for token in step]
 
 

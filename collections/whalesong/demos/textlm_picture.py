@@ -63,7 +63,9 @@ def node_places(task: StarTask) -> dict[str, tuple[float, float]]:
 def _draw_curves(axes: Any, curves: Mapping[str, Curve], *, degree: int) -> None:
     for name, (steps, shares) in curves.items():
         axes.plot(steps, shares, label=name, marker="o", markersize=3)
-    axes.axhline(100 / degree, color="gray", linestyle="--", label=f"1/{degree}: a guess of the arm")
+    axes.axhline(
+        100 / degree, color="gray", linestyle="--", label=f"1/{degree}: a guess of the arm"
+    )
     axes.set(xlabel="step", ylabel="exact match on validation graphs (%)", ylim=(0, 102))
     axes.legend()
 

@@ -1,7 +1,8 @@
-"""Batches compared, copied, cut into rows and padded, whatever keys they have."""
+"""What the laws share: batches compared, copied, cut into rows and padded."""
 
 import copy
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -31,6 +32,12 @@ def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     keys = dict.fromkeys([*one, *other])
     missing = object()
     return [key for key in keys if not same(one.get(key, missing), other.get(key, missing))]
+
+
+def takes(method: Callable[..., Any], name: str) -> bool:
+    """Whether a method takes a keyword of that name, or any keyword."""
+    parameters = inspect.signature(method).parameters
+    return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
 def copied(batch: Batch) -> Batch:

@@ -77,7 +77,8 @@ def _checked(law: str, check: Any, subject: Subject) -> str | None:
         ContractError: it is broken, or the parts fail where it is checked.
     """
     try:
-        return check(subject)
+        with subject.evaluating():
+            return check(subject)
     except ContractError as error:
         raise ContractError(f"{subject.name} breaks the law '{law}': {error}") from error
     except Exception as error:
@@ -85,8 +86,6 @@ def _checked(law: str, check: Any, subject: Subject) -> str | None:
             f"{subject.name} fails at the law '{law}': {type(error).__name__}:"
             f" {one_line(error)} ({_place(error)})."
         ) from error
-    finally:
-        subject.settle()
 
 
 def _place(error: Exception) -> str:

@@ -14,16 +14,19 @@ _OTHER_SEED = 8
 
 
 def loss_trains(subject: Subject) -> str | None:
-    """The loss is a finite scalar from which parameters get finite gradients."""
+    """In training, the loss is a finite scalar from which parameters get finite gradients."""
     loss, model = subject.model.parts.loss, subject.model.parts.model
+    collator = subject.model.parts.train_collator
     subject.model.train()
-    value = checked_loss(loss, subject.batch())["loss"]
+    batch = collator([collator.load(example) for example in subject.examples])
+    value = checked_loss(loss, batch)["loss"]
     if not bool(value.isfinite()):
-        raise broken(loss, "loss_fn", f"must give a finite loss, but gave {float(value)}")
+        raise broken(loss, "loss_fn", f"must give a finite loss, but gave {value.item()}")
     if not value.requires_grad:
         raise broken(loss, "loss_fn", "must give a loss with gradients, but it is detached")
-    value.sum().backward()
-    gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    found = torch.autograd.grad(value.sum(), list(trained.values()), allow_unused=True)
+    gradients = {n: grad for n, grad in zip(trained, found, strict=True) if grad is not None}
     if not any(bool(gradient.any()) for gradient in gradients.values()):
         raise broken(loss, "loss_fn", "must give gradients to the model, but all of them are zero")
     if wrong := [name for name, gradient in gradients.items() if not gradient.isfinite().all()]:

@@ -1,6 +1,5 @@
 """Laws of the network and of the archive."""
 
-import inspect
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from whalesong.core.archived_model import load
 from whalesong.core.contract import broken
-from whalesong.testing.batches import same
+from whalesong.testing.batches import same, takes
 from whalesong.testing.generation_laws import generated
 from whalesong.testing.loss_laws import validation_loss
 from whalesong.testing.subject import Subject
@@ -38,7 +37,7 @@ def future_is_hidden(subject: Subject) -> str | None:
 def cache_changes_nothing(subject: Subject) -> str | None:
     """With a cache, in pieces of any size, the network gives what it gives of the whole."""
     network = subject.model.parts.model
-    is_cached = hasattr(network, "init_cache") and _takes(network, "cache")
+    is_cached = hasattr(network, "init_cache") and takes(network.forward, "cache")
     if not subject.is_text or not is_cached or not _is_causal(network):
         return "the network has no cache"
     ids = _random_ids(subject)
@@ -58,11 +57,13 @@ def archive_restores(subject: Subject) -> str | None:
         subject.model.save_to(saved)
         moved.parent.mkdir()
         saved.rename(moved)
-        restored = Subject(subject.name, load(moved).eval(), subject.examples)
+        restored = Subject(subject.name, load(moved), subject.examples)
+    network = subject.model.parts.model
+    rule = "must hold all that the model needs, but restored it"
     if not same(validation_loss(subject), validation_loss(restored)):
-        raise broken(subject.model, "save_to", "must keep the loss, but it is another one")
+        raise broken(network, "state_dict", f"{rule} has another loss")
     if not same(generated(subject), generated(restored)):
-        raise broken(subject.model, "save_to", "must keep what is generated, but it is another")
+        raise broken(network, "state_dict", f"{rule} generates something else")
     return None
 
 
@@ -70,10 +71,6 @@ def _is_causal(network: Any) -> bool:
     """What the network says: its attribute `causal`, or that of its `transformer`."""
     inner = getattr(network, "transformer", None)
     return bool(getattr(network, "causal", getattr(inner, "causal", False)))
-
-
-def _takes(network: Any, name: str) -> bool:
-    return name in inspect.signature(network.forward).parameters
 
 
 def _random_ids(subject: Subject) -> Tensor:

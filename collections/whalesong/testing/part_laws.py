@@ -1,13 +1,12 @@
 """Laws of the parts as they stand: what they have, and what the collators give."""
 
-import inspect
 from typing import Any
 
 import torch
 
 from whalesong.core.contract import broken, checked_loss, method
 from whalesong.core.parts import Batch
-from whalesong.testing.batches import differing
+from whalesong.testing.batches import differing, takes
 from whalesong.testing.generation_laws import generated, num_generated
 from whalesong.testing.subject import Subject
 
@@ -41,7 +40,7 @@ def empty_batch_has_no_targets(subject: Subject) -> str | None:
     loss = subject.model.parts.loss
     outputs = checked_loss(loss, subject.batch([]))
     if not bool(outputs["loss"].isfinite()):
-        rule = f"must give a finite loss without examples, but gave {float(outputs['loss'])}"
+        rule = f"must give a finite loss without examples, but gave {outputs['loss'].item()}"
         raise broken(loss, "loss_fn", rule)
     if "num_targets" not in outputs:
         return "the loss gives no `num_targets`"
@@ -86,9 +85,10 @@ def metrics_add_up(subject: Subject) -> str | None:
 
 
 def _check_forward(model: Any) -> None:
-    parameters = inspect.signature(method(model, "forward")).parameters
-    if missing := [name for name in ("input_ids", "attention_mask") if name not in parameters]:
-        raise broken(model, "forward", f"must take `{missing[0]}`, but does not")
+    forward = method(model, "forward")
+    for name in ("input_ids", "attention_mask"):
+        if not takes(forward, name):
+            raise broken(model, "forward", f"must take `{name}`, but does not")
 
 
 def _predicted_from(subject: Subject, loaded: list[Any]) -> Batch | None:

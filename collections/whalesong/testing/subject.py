@@ -1,7 +1,7 @@
 """What is tested: a model, a few examples of its data, and the batches that they make."""
 
-import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any
@@ -38,7 +38,7 @@ class Subject:
 
     Attributes:
         name: what it was asked for by.
-        model: in evaluation mode.
+        model: what is tested; no law changes its parameters.
         examples: as the collators' `load` takes them.
     """
 
@@ -65,10 +65,16 @@ class Subject:
         torch.manual_seed(seed)
         return self.collator(self.loaded() if loaded is None else loaded)
 
-    def settle(self) -> None:
-        """Evaluation mode and no gradients, whatever a law left behind."""
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Evaluation mode; afterwards every part is in its mode again."""
+        modes = [(module, module.training) for module in self.model.modules()]
         self.model.eval()
-        self.model.zero_grad(set_to_none=True)
+        try:
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training
 
 
 def find_subject(name: str | LanguageModelPT, config: Mapping[str, Any] | None) -> Subject:
@@ -79,8 +85,7 @@ def find_subject(name: str | LanguageModelPT, config: Mapping[str, Any] | None) 
     """
     job = None if config is None else _prepared(config)
     if isinstance(name, LanguageModelPT):
-        model = copy.deepcopy(name)
-        return Subject(type(name).__name__, model.eval(), _examples(model, job))
+        return Subject(type(name).__name__, name, _examples(name, job))
     job = _prepared(_composed(name)) if job is None else job
     if OmegaConf.select(job, "model.target") is None:
         job.model.target = name
@@ -88,7 +93,7 @@ def find_subject(name: str | LanguageModelPT, config: Mapping[str, Any] | None) 
     model = family_of(job.model.target).load_class()(job.model)
     if isinstance(model, TextLMModel):
         _stir(model.model)
-    return Subject(name, model.eval(), _examples(model, job))
+    return Subject(name, model, _examples(model, job))
 
 
 def _prepared(config: Mapping[str, Any]) -> DictConfig:

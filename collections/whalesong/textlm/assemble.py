@@ -6,7 +6,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from whalesong.core.errors import ConfigError
 from whalesong.core.model_config import TargetConfig
-from whalesong.core.schema import validate
+from whalesong.core.schema import resolved, validate
 from whalesong.data.config import DataConfig
 from whalesong.textlm.config import DatamoduleConfig, ModelTypeConfig, TextSizes
 
@@ -32,7 +32,7 @@ def assembled(cfg: DictConfig) -> DictConfig:
     """
     if not cfg.get("model_type"):
         return cfg
-    cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
+    cfg = resolved(cfg)
     network, model_type = cfg.get("model"), cfg.get("model_type")
     datamodule = OmegaConf.create(cfg.get("datamodule") or {})
     if not network:

@@ -9,8 +9,9 @@ from transformers import PreTrainedTokenizerBase
 
 from whalesong.core.errors import DataError
 from whalesong.core.parts import Batch
-from whalesong.data.conversation import Conversation, Example
+from whalesong.data.conversation import Example, text_of
 from whalesong.data.text_example import TextExample
+from whalesong.textlm.tokenizers import encode
 
 TokenExample = dict[str, Any]
 """`id`, `input_ids` (the target), and perhaps `prompt_ids` or `partial_ids`; lists of ints without
@@ -66,15 +67,9 @@ class TextCollator:
         """The token ids of a text with its prompt, if it has one.
 
         Raises:
-            DataError: the example is no text.
+            DataError: the example is no text, or has a number that the tokenizer does not know.
         """
-        if isinstance(example, TextExample):
-            return self._of_text(example)
-        if not isinstance(example, Conversation) or example.audios:
-            raise DataError(f"example {example.id}: must be text for a text model, but has audio.")
-        texts = {turn.role: " ".join(turn.parts) for turn in example.turns}
-        prompt, text = texts.get("user"), texts.get("assistant", "")
-        return self._of_text(TextExample(id=example.id, text=text, prompt=prompt))
+        return self._of_text(text_of(example))
 
     def _of_text(self, example: TextExample) -> TokenExample:
         tokens: TokenExample = {"id": example.id}
@@ -91,7 +86,7 @@ class TextCollator:
 
     def encoded(self, text: str) -> list[int]:
         """Token ids of a text without special tokens."""
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return encode(self.tokenizer, text)
 
 
 def check_tokens(examples: Sequence[TokenExample], *, vocab_size: int) -> None:

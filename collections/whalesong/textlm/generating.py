@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -53,10 +54,18 @@ def unwritable_ids(tokenizer: PreTrainedTokenizerBase, *, allowed: Sequence[int]
     return sorted(set(tokenizer.all_special_ids) - set(allowed))
 
 
-def told(tokenizer: PreTrainedTokenizerBase, states: Sequence[Sequence[int]]) -> list[dict]:
-    """How a row came about, `{"step", "text"}` for each of its states; masks show, ends do not."""
+def told(
+    tokenizer: PreTrainedTokenizerBase, states: Sequence[Sequence[int]]
+) -> list[dict[str, Any]]:
+    """How a row came about: `{"step", "text"}` of each state that differs from the one before.
+
+    Args:
+        tokenizer: turns ids into text; masks show, other special tokens do not.
+        states: token ids at the begin, and after each step.
+    """
     hidden = set(tokenizer.all_special_ids) - {tokenizer.mask_token_id}
     return [
         {"step": step, "text": tokenizer.decode([token for token in ids if token not in hidden])}
         for step, ids in enumerate(states)
+        if step == 0 or ids != states[step - 1]
     ]

@@ -33,7 +33,6 @@ class TextLMModel(LanguageModelPT):
     """
 
     config_schema = TextLMConfig
-    sharding_methods = ()
 
     def build_parts(self, assets: Mapping[str, bytes] | None) -> Parts:
         """Build tokenizer and parts; the parts get each other by the names they ask for."""
@@ -52,9 +51,10 @@ class TextLMModel(LanguageModelPT):
         train = build.collator(collators["train"])
         validation = build.collator(collators.get("validation") or collators["train"])
         self.prediction_collator = build.collator(collators.get("prediction"))
+        loss = build.loss(cfg["loss"])
         return Parts(
             model=model,
-            loss=build.loss(cfg["loss"]),
+            loss=loss,
             predictor=build.predictor(cfg["predictor"]),
             train_collator=TextCollator(self.tokenizer, train),
             validation_collator=TextCollator(
@@ -62,7 +62,13 @@ class TextLMModel(LanguageModelPT):
             ),
             make_loader=build_loader,
             metrics=build.metrics(cfg.get("metrics") or {}),
+            loss_metrics=getattr(loss, "loss_metrics", {}),
         )
+
+    @property
+    def sharding_methods(self) -> tuple[str, ...]:
+        """Networks that split their `forward` are gathered in its first half, too."""
+        return ("hidden_states",) if hasattr(self.model, "hidden_states") else ()
 
     def generated_from(self, batch: Batch) -> Batch | None:
         """What the collator of predictions made of the examples."""
@@ -70,7 +76,7 @@ class TextLMModel(LanguageModelPT):
 
     def evaluate(self, loader: Iterable[Batch], *, description: str) -> Evaluation:
         """Measure the loss and generate for each example, with all metrics."""
-        totals = EvaluationTotals(self.parts.metrics)
+        totals = EvaluationTotals(self.parts.metrics, loss_metrics=self.parts.loss_metrics)
         rows: list[dict[str, Any]] = []
         for batch in tqdm(loader, desc=description):
             batch = self.transfer_batch_to_device(batch, self.device, 0)

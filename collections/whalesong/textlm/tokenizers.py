@@ -61,11 +61,12 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     Raises:
         DataError: a number is outside the vocabulary.
     """
-    ids = tokenizer.encode(text, add_special_tokens=False)
+    # The backend itself takes a fifth of the time that transformers takes around it.
+    encoding = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
+    ids = encoding.ids
     if not tokenizer.init_kwargs.get(_REFUSES) or tokenizer.unk_token_id not in ids:
         return ids
-    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    begin, end = encoding["offset_mapping"][ids.index(tokenizer.unk_token_id)]
+    begin, end = encoding.offsets[ids.index(tokenizer.unk_token_id)]
     last = len(tokenizer) - len(SPECIAL_TOKENS) - 1
     raise DataError(
         f"the text '{text[:40]}' has '{text[begin:end][:40]}', but the tokenizer knows the "

@@ -14,6 +14,7 @@ from whalesong.core.external.registry import Registry
 from whalesong.core.external.source import lookup_problem
 from whalesong.core.external.yaml_files import targets_of
 from whalesong.core.instantiate import (
+    DEFAULT_TARGETS,
     allowed_targets,
     register_target,
     unable_to_find,
@@ -30,7 +31,8 @@ def activate(model: ExternalModel) -> None:
     inherit that, launched ranks run the same command. Nothing is imported here.
 
     Raises:
-        ModelNotFoundError: the model is broken, or another package of its name is in use.
+        ModelNotFoundError: the model is broken.
+        ConfigError: this process has imported another package of its name.
     """
     if model.origin == "core":
         return
@@ -45,15 +47,20 @@ def activate(model: ExternalModel) -> None:
 
 
 def activate_for(
-    config: Any, *, source: str | Path | None = None, registry: Registry | None = None
+    config: Any,
+    *,
+    source: str | Path | None = None,
+    registry: Registry | None = None,
+    composed: bool = False,
 ) -> list[ExternalModel]:
     """Activate every model whose classes a configuration names as `_target_`.
 
     Args:
         config: plain containers or a DictConfig.
-        source: the archive from which the configuration comes; None for one that the user
-            composed, which may also name classes of a model that its own YAML does not.
+        source: the archive from which the configuration comes, for the messages.
         registry: what `discover` gave; called where it is needed by default.
+        composed: the user's own YAML and command line made the configuration, and may name classes
+            of a model that the model's YAML does not; an archive may not.
 
     Returns:
         The external models that are used.
@@ -66,17 +73,26 @@ def activate_for(
     used: dict[str, ExternalModel] = {}
     for path, target in _foreign_targets(config):
         registry = registry or discover()
-        model = _model_of(target, path=path, registry=registry, source=source)
-        if model is None:
-            continue
-        if model.name not in used:
-            activate(model)
+        try:
+            model = _model_of(target, path=path, registry=registry, source=source)
+            if model is not None:
+                _prepare(target, model, path=path)
+        except UserError as error:
+            if source is not None:
+                error.add_note(f"Needed by {source}.")
+            raise
+        if model is not None:
             used[model.name] = model
-        if problem := lookup_problem(target, package=model.package):
-            raise unable_to_find(target, problem, path=path, import_path=model.import_path)
-        if source is None:
-            register_target(target)
+            if composed:
+                register_target(target)
     return list(used.values())
+
+
+def _prepare(target: str, model: ExternalModel, *, path: str) -> None:
+    """Activate the model of a class, which its package has to have."""
+    activate(model)
+    if problem := lookup_problem(target, package=model.package):
+        raise unable_to_find(target, problem, path=path, import_path=model.import_path)
 
 
 def _foreign_targets(config: Any) -> Iterator[tuple[str, str]]:
@@ -92,6 +108,8 @@ def _foreign_targets(config: Any) -> Iterator[tuple[str, str]]:
 
 
 def _is_built_in(target: str) -> bool:
+    if target in DEFAULT_TARGETS:
+        return True
     return target.startswith(f"{_OWN}.") and target in allowed_targets()
 
 
@@ -101,7 +119,7 @@ def _model_of(
     """The external model to which a class belongs; None for a class of another kind."""
     top = target.partition(".")[0]
     if top in registry.models and top not in CORE_MODELS and not _is_of_other(top, registry):
-        return _found(top, registry=registry, source=source)
+        return registry.get(top)
     if target in allowed_targets():
         return None
     if package_folder(top) is None and top not in sys.stdlib_module_names:
@@ -113,15 +131,6 @@ def _model_of(
     if model_in_package(top, origin="package", found_by=PACKAGES_VARIABLE).problem is None:
         raise _unregistered(top, source=source)
     return None
-
-
-def _found(name: str, *, registry: Registry, source: str | Path | None) -> ExternalModel:
-    try:
-        return registry.get(name)
-    except UserError as error:
-        if source is not None:
-            error.add_note(f"Needed by {source}.")
-        raise
 
 
 def _is_of_other(name: str, registry: Registry) -> bool:

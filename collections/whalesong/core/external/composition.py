@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 _PARTS = ("model", "model_type")
+_DEFAULT_DATA = "star_easy_"
 _GROUPS_OF_MODELS = ("model", "model_type", "collator", "datamodule", "experiment")
-_WITHOUT_DATA = ("predict", "generate")
+_WITH_DATA = ("train", "eval", "prepare_data")
+"""The job types that need a whole text model with its data."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,8 @@ def compose_job(
 
     try:
         composition = composed()
-        if (choice := _default_data(composition)) is not None:
-            composition = composed(f"datamodule={choice}")
+        if (data := _default_data(composition)) is not None:
+            composition = composed(f"datamodule={data}")
     except ConfigNotFoundError as error:
         _explain(error, registry)
         raise
@@ -81,10 +83,14 @@ def _default_data(composition: Composition) -> str | None:
     choices, section = composition.choices, composition.cfg.get("datamodule") or {}
     if choices.get("datamodule") or "collators" in section:
         return None
-    if composition.cfg.get("job_type") in _WITHOUT_DATA:
-        return None
-    chosen = all(isinstance(choices.get(part), str) for part in _PARTS)
-    return f"star_easy_{choices['model_type']}" if chosen else None
+    chosen = _needs_data(composition) and all(choices.get(part) for part in _PARTS)
+    return f"{_DEFAULT_DATA}{choices['model_type']}" if chosen else None
+
+
+def _needs_data(composition: Composition) -> bool:
+    from omegaconf import OmegaConf
+
+    return OmegaConf.select(composition.cfg, "job_type", default=None) in _WITH_DATA
 
 
 def _refuse_hidden(composition: Composition, registry: Registry) -> None:
@@ -101,6 +107,8 @@ def _refuse_hidden(composition: Composition, registry: Registry) -> None:
 
 def _check_pair(composition: Composition) -> None:
     """Refuse a model without its model type, and the reverse."""
+    if not _needs_data(composition):
+        return
     model, model_type = (composition.choices.get(part) for part in _PARTS)
     if model_type and not composition.cfg.get("model"):
         raise ConfigError(
@@ -139,8 +147,14 @@ def _explain(error: ConfigNotFoundError, registry: Registry) -> None:
     else:
         error.add_note(f"Known models: {', '.join(registry.models)}")
     name = choice.rpartition("/")[2]
+    for folder in (Path.cwd() / name, Path.cwd() / "xlm-models" / name):
+        if group in _PARTS and (folder / "configs").is_dir() and name not in registry.models:
+            error.add_note(f"{folder} looks like a model, but no xlm_models.json names it.")
     kinds = ("model", "model_type") if group in _PARTS else (group,)
     files = [f"configs/{kind}/{name}.yaml exists" for kind in kinds]
+    if group == "datamodule" and name.startswith(_DEFAULT_DATA):
+        error.add_note("Without datamodule=NAME and experiment=NAME, star_easy_ and the name of the"
+                       " model type is taken.")  # fmt: skip
     registry.explain(
         error,
         checks=[

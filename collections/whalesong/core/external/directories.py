@@ -1,6 +1,7 @@
 """Directory-based discovery: folders with an `xlm_models.json`."""
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,7 +55,7 @@ def _search_folders(folder: Path, environ: Mapping[str, str]) -> Iterator[tuple[
 def _read(place: Path, source: str | None, findings: Findings) -> None:
     """Add what one search folder holds; a folder that a variable names has to be one."""
     file = place / JSON_FILE
-    if not file.is_file():
+    if not os.path.isfile(file):  # a folder that may not be read has none
         lack = "is not there" if place.is_dir() else "is not there, nor is the folder"
         findings.searched.append(f"{file} {lack}")
         if source is not None:
@@ -73,15 +74,20 @@ def _read(place: Path, source: str | None, findings: Findings) -> None:
 def _add(file: Path, entries: list[tuple[str, Any]], findings: Findings) -> None:
     names = [name for name, _ in entries]
     for name, value in entries:
-        if isinstance(value, str):
-            root = absolute(value, folder=file.parent)
-            model = model_in_folder(name, root, found_by=str(file))
-        else:
-            model = ExternalModel(name, file.parent, None, None, "directory", str(file))
-            model = model.broken(f"its value must be a path, but is {json.dumps(value):.60}")
+        model = _model(name, value, file)
         findings.models.append(model)
         if names.count(name) > 1:
             findings.repeated[name] = (*findings.repeated.get(name, ()), model.location)
+
+
+def _model(name: str, value: Any, file: Path) -> ExternalModel:
+    model = ExternalModel(name, file.parent, None, None, "directory", str(file))
+    if not isinstance(value, str) or "\0" in value:
+        return model.broken(f"its value must be a path, but is {json.dumps(value):.60}")
+    try:
+        return model_in_folder(name, absolute(value, folder=file.parent), found_by=str(file))
+    except OSError as error:
+        return model.broken(f"its folder cannot be read ({error})")
 
 
 def _entries(file: Path) -> list[tuple[str, Any]]:

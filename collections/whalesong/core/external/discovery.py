@@ -14,9 +14,7 @@ CORE_MODELS = ("arlm", "mlm", "ilm", "mdlm")
 """The text models that come with the package and need no registration."""
 
 
-def discover(
-    *, folder: Path | None = None, environ: Mapping[str, str] | None = None
-) -> Registry:
+def discover(*, folder: Path | None = None, environ: Mapping[str, str] | None = None) -> Registry:
     """Find all models without importing code of any of them.
 
     A model that is broken does not stop another: its `problem`, or a conflict of names, is raised

@@ -1,7 +1,7 @@
 """Job types: the built-in ones, and the commands that models bring."""
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from whalesong.core.errors import ConfigError
 from whalesong.core.external.activation import activate
@@ -9,14 +9,15 @@ from whalesong.core.external.composition import ComposedJob
 from whalesong.core.external.model import Command
 from whalesong.core.external.registry import Registry
 from whalesong.core.external.source import lookup_problem
-from whalesong.core.external.yaml_files import commands_of
+from whalesong.core.external.yaml_files import commands_of, unreadable_files
 from whalesong.core.instantiate import unable_to_find
+from whalesong.core.job_config import JobType
 from whalesong.core.schema_errors import near
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-BUILT_IN = ("train", "eval", "predict", "generate", "prepare_data", "list")
+BUILT_IN: tuple[str, ...] = get_args(JobType)
 """The job types of `xlm` itself."""
 
 
@@ -32,10 +33,14 @@ def command_of(job_type: Any, registry: Registry) -> Command | None:
     if job_type in commands:
         return registry.command(job_type)
     known = [*BUILT_IN, *sorted(set(commands) - set(BUILT_IN))]
-    raise ConfigError(
+    error = ConfigError(
         f"`job_type` must be one of {', '.join(known)}, but is '{job_type}'"
         f" instead{near(job_type, known)}"
     )
+    for model in registry.external():
+        for problem in unreadable_files(model):
+            error.add_note(f"{problem} (model {model.name})")
+    raise error
 
 
 def refuse_taken_names(job: ComposedJob) -> None:

@@ -49,8 +49,8 @@ def _problem(name: str, known: Collection[str]) -> str | None:
         return "is that of a model that there is already; `xlm job_type=list` shows where"
     if name in RESERVED:
         return f"is taken: a model's folder has {name} of its own"
-    if (origin := _module(name)) is not None:
-        return f"is that of a module that is installed ({origin}), which it would hide"
+    if (module := _module(name)) is not None:
+        return f"is that of {module}, which it would hide"
     return None
 
 
@@ -61,11 +61,12 @@ def _suggestion(name: str) -> str:
 
 
 def _module(name: str) -> str | None:
-    """Where the module of that name comes from, if it can be imported.
+    """The module of that name, if one can be imported, in words.
 
     A folder without `__init__.py` counts as none: any module hides it.
     """
     if name in sys.stdlib_module_names:
-        return "the standard library"
+        return "a module of the standard library"
     spec = importlib.util.find_spec(name)
-    return None if spec is None else spec.origin
+    found = spec is not None and spec.origin is not None
+    return f"an installed module ({spec.origin})" if found else None

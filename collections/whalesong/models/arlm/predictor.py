@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedTokenizerBase
 
+from whalesong.core.parallel import most_of_all_ranks
 from whalesong.core.parts import Batch
 from whalesong.models.arlm.model import ArlmModel
 from whalesong.models.arlm.steps import CachedSteps, WholeSteps
@@ -119,9 +121,11 @@ class ArlmPredictor:
         ids = torch.full((num_rows, length), pad_id, device=device)
         ended = torch.zeros(num_rows, dtype=torch.bool, device=device)
         noise = row_noise(batch, seeds, 1)
-        steps = (CachedSteps if settings.use_cache else WholeSteps)(self.model, batch, length)
+        # Sharded weights are gathered in `forward` only.
+        has_cache = settings.use_cache and not isinstance(self.model, FSDPModule)
+        steps = (CachedSteps if has_cache else WholeSteps)(self.model, batch, length)
         for step in range(length):
-            if ended.all():
+            if not most_of_all_ranks(self.model, int(not ended.all())):
                 break
             logits = steps.logits() if step == 0 else steps.after(ids[:, step - 1])
             logits[:, self._unwritable] = -torch.inf

@@ -5,6 +5,8 @@ from torch import Tensor
 
 from whalesong.core.parts import Batch
 from whalesong.models.arlm.model import ArlmModel
+from whalesong.modules.generation.decoder import StepDecoder
+from whalesong.modules.kv_cache import KVCache
 
 
 class WholeSteps:
@@ -18,21 +20,18 @@ class WholeSteps:
 
     def __init__(self, model: ArlmModel, batch: Batch, num_steps: int) -> None:
         self.model = model
-        self._ids = batch["input_ids"]
-        self._mask, self._prompt_mask = batch["attention_mask"], batch["prompt_mask"]
+        self._batch = {key: batch[key] for key in ("input_ids", "attention_mask", "prompt_mask")}
 
     def logits(self) -> Tensor:
         """Logits (B, V) of the token that follows."""
-        last = torch.zeros_like(self._mask)
-        last[:, -1] = True
-        return self.model(self._ids, self._mask, prompt_mask=self._prompt_mask, at=last)
+        return last_logits(self.model, self._batch)
 
     def after(self, ids: Tensor) -> Tensor:
         """Put a token (B,) behind each row; logits (B, V) of the next."""
-        added = torch.ones_like(ids, dtype=torch.bool)[:, None]
-        self._ids = torch.cat((self._ids, ids[:, None]), dim=1)
-        self._mask = torch.cat((self._mask, added), dim=1)
-        self._prompt_mask = torch.cat((self._prompt_mask, ~added), dim=1)
+        is_token = torch.ones_like(ids, dtype=torch.bool)
+        added = {"input_ids": ids, "attention_mask": is_token, "prompt_mask": ~is_token}
+        for key, values in added.items():
+            self._batch[key] = torch.cat((self._batch[key], values[:, None]), dim=1)
         return self.logits()
 
 
@@ -49,20 +48,24 @@ class CachedSteps:
         self.model, self._batch = model, batch
         num_rows, prompt_len = batch["input_ids"].shape
         self._cache = model.init_cache(num_rows, prompt_len + num_steps)
+        self._decoder = StepDecoder(model.transformer, num_rows=num_rows, copy_large=False)
 
     def logits(self) -> Tensor:
         """Logits (B, V) of the token that follows the prompt."""
-        mask = self._batch["attention_mask"]
-        last = torch.zeros_like(mask)
-        last[:, -1] = True
-        return self.model(
-            self._batch["input_ids"],
-            mask,
-            prompt_mask=self._batch["prompt_mask"],
-            cache=self._cache,
-            at=last,
-        )
+        logits = last_logits(self.model, self._batch, cache=self._cache)
+        self._steps = self._decoder.begin(self._cache)
+        return logits
 
     def after(self, ids: Tensor) -> Tensor:
         """Put a token (B,) behind each row; logits (B, V) of the next."""
-        return self.model(ids[:, None], cache=self._cache)[:, 0]
+        hidden = self._decoder.step(self.model.embedding(ids), self._steps)
+        return self.model.head(hidden)
+
+
+def last_logits(model: ArlmModel, batch: Batch, *, cache: KVCache | None = None) -> Tensor:
+    """Logits (B, V) at the last position."""
+    mask = batch["attention_mask"]
+    last = torch.zeros_like(mask)
+    last[:, -1] = True
+    prompt_mask = batch["prompt_mask"]
+    return model(batch["input_ids"], mask, prompt_mask=prompt_mask, cache=cache, at=last)

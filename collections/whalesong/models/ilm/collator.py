@@ -161,6 +161,16 @@ class IlmSeq2SeqPredCollator(IlmSeq2SeqCollator):
         return ids, gaps
 
 
+class DefaultIlmPredCollator(IlmSeq2SeqPredCollator):
+    """Texts to complete, or none, to generate from; a prompt is the beginning of a text."""
+
+    def load(self, example: TokenExample) -> TokenExample:
+        """Take a prompt for known tokens after which text may follow; refuse what is too long."""
+        if prompt := example.get("prompt_ids"):
+            example = {**example, "partial_ids": [*prompt, self.tokenizer.mask_token_id]}
+        return super().load({key: example[key] for key in example if key != "prompt_ids"})
+
+
 def draw_missing(mask: Tensor) -> Tensor:
     """Draw how many tokens of each row are missing, from none to all, and which ones.
 

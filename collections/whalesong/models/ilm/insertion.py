@@ -11,7 +11,7 @@ from whalesong.modules.text_transformer import count_positions
 
 @dataclass(frozen=True)
 class GrowingRows:
-    """Rows that grow: a new token is stored at the end of its row, and its position says where it is.
+    """Rows that grow: a new token is stored at the end, and its position says where it belongs.
 
     A model that sees both sides by rotary positions does not care where a token is stored.
     """

@@ -32,7 +32,9 @@ class IlmLoss:
             batch: from a collator of this family.
 
         Returns:
-            "loss"; "num_targets", the number of examples; "parts", its two terms.
+            "loss"; "num_targets", the number of examples; "parts", its two terms; in evaluation
+            "num_correct", the examples with a right next move: to stop if nothing is missing, and
+            else to insert a token that is missing.
         """
         mask, gap_mask = batch["attention_mask"], batch["gap_mask"]
         hidden = self.model.hidden_states(
@@ -48,11 +50,16 @@ class IlmLoss:
             "insertion_loss": insertion.sum() / num_targets.clamp(min=1),
             "stop_loss": stop.sum() / num_targets.clamp(min=1),
         }
-        return {
+        outputs: dict[str, Any] = {
             "loss": parts["insertion_loss"] + self.stop_loss_weight * parts["stop_loss"],
             "num_targets": num_targets,
             "parts": {name: value.detach() for name, value in parts.items()},
         }
+        if not self.model.training:
+            right = best_is_missing(logits, gap_mask, batch["labels"], batch["gaps"])
+            right |= incomplete == 0
+            outputs["num_correct"] = (right & (stop_logits.argmax(1) == incomplete)).sum()
+        return outputs
 
 
 def insertion_losses(logits: Tensor, gap_mask: Tensor, labels: Tensor, gaps: Tensor) -> Tensor:
@@ -75,3 +82,16 @@ def insertion_losses(logits: Tensor, gap_mask: Tensor, labels: Tensor, gaps: Ten
     num_missing = missing.sum(1)
     losses = per_gap.logsumexp(1) - scores.sum(1) / num_missing.clamp(min=1)
     return losses.masked_fill(num_missing == 0, 0.0)
+
+
+def best_is_missing(logits: Tensor, gap_mask: Tensor, labels: Tensor, gaps: Tensor) -> Tensor:
+    """Whether the most probable insertion of each row is one of its missing tokens, (B,).
+
+    Args:
+        logits, gap_mask, labels, gaps: as for `insertion_losses`.
+    """
+    values, tokens = logits.max(-1)
+    per_gap = values.new_full(gap_mask.shape, -torch.inf).masked_scatter(gap_mask, values)
+    gap = per_gap.argmax(1, keepdim=True)
+    token = tokens.new_zeros(gap_mask.shape).masked_scatter(gap_mask, tokens).gather(1, gap)
+    return ((gaps == gap) & (labels == token)).any(1)

@@ -61,9 +61,7 @@ class IlmSettings:
     @property
     def sampling(self) -> SamplingSettings:
         """How one value is drawn."""
-        return SamplingSettings(
-            temperature=self.temperature, top_k=self.top_k, top_p=self.top_p
-        )
+        return SamplingSettings(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
 
 
 class IlmPredictor:
@@ -101,7 +99,7 @@ class IlmPredictor:
             temperature=temperature,
             top_k=top_k,
             top_p=top_p,
-            max_length=max_length or block_size,
+            max_length=block_size if max_length is None else max_length,
             history=history,
         )
         self.unwritable = unwritable_ids(tokenizer, allowed=())
@@ -119,8 +117,8 @@ class IlmPredictor:
 
         Returns:
             `ids` (B, L), the tokens behind the prompt with PAD behind them; with `history`, for
-            each row a list of `step`, `text` after it and `confidence`, the probability of the
-            insertion.
+            each row a list of `step` from 0 on, `text` after it and `confidence`, the probability
+            of its insertion.
 
         Raises:
             TypeError: an unknown setting.
@@ -140,6 +138,8 @@ class IlmPredictor:
         width = max(self.block_size, settings.max_length)
         ids = rows.input_ids.new_full((len(rows.rows), width), self.tokenizer.pad_token_id)
         history: list[list[dict[str, Any]]] = [[] for _ in rows.rows]
+        if settings.history:
+            self._tell(history, 0, rows, torch.ones(len(rows.rows)), width)
         bos = int(rows.prompt_mask.any(0).sum()) - 1  # its column
         for step in count():
             scores, complete = self._read(rows, bos)
@@ -153,7 +153,7 @@ class IlmPredictor:
             gaps, tokens = choose(scores, drawn, settings)
             rows = rows.insert(bos + gaps, tokens)
             if settings.history:
-                self._tell(history, step, rows, probabilities(scores, gaps, tokens), width)
+                self._tell(history, step + 1, rows, probabilities(scores, gaps, tokens), width)
         return {"ids": ids, "history": history} if settings.history else {"ids": ids}
 
     def _read(self, rows: GrowingRows, bos: int) -> tuple[Tensor, Tensor]:
@@ -181,11 +181,11 @@ class IlmPredictor:
         confidences: Tensor,
         width: int,
     ) -> None:
-        """Add what a step inserted to the history of each row that is still open."""
+        """Add what a step made of each row that is still open to its history."""
         texts = [decoded(self.tokenizer, ids) for ids in self._targets(rows, width).tolist()]
         told = zip(rows.rows.tolist(), texts, confidences.tolist(), strict=True)
         for row, text, confidence in told:
-            history[row].append({"step": step + 1, "text": text, "confidence": confidence})
+            history[row].append({"step": step, "text": text, "confidence": confidence})
 
 
 def choose(scores: Tensor, noise: Tensor, settings: IlmSettings) -> tuple[Tensor, Tensor]:

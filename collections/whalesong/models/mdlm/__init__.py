@@ -1,1 +1,1 @@
-"""`mdlm`, a masked diffusion language model (arXiv 2406.07524): it unmasks a whole text bit by bit."""
+"""mdlm: the masked diffusion text model (arXiv 2406.07524), which unmasks a text bit by bit."""

@@ -44,7 +44,7 @@ class MdlmSeq2SeqCollator:
 
     def __call__(self, examples: Sequence[TokenExample]) -> Batch:
         """Batch examples; all draws are from torch's global generator."""
-        batch, labels = self.rows.clean(examples)
+        batch, labels = self.rows.clean([self.load(example) for example in examples])
         t = sample_times(len(examples), min_time=self.noise_schedule.min_time)
         total_noise = self.noise_schedule.total_noise(t)
         is_masked = torch.rand(labels.shape) < mask_rate(total_noise)[:, None]
@@ -60,7 +60,7 @@ class MdlmSeq2SeqCollator:
 
 
 class DefaultMdlmCollator(MdlmSeq2SeqCollator):
-    """Batches to learn texts without prompts; keys as in `MdlmSeq2SeqCollator`.
+    """Batches to learn texts, `BOS | text EOS PAD ...`; prompts are left aside.
 
     Args:
         tokenizer: its BOS, EOS, PAD and MASK are used.
@@ -72,6 +72,10 @@ class DefaultMdlmCollator(MdlmSeq2SeqCollator):
         self, tokenizer: PreTrainedTokenizerBase, block_size: int, noise_schedule: Any
     ) -> None:
         super().__init__(tokenizer, block_size, 1, noise_schedule)
+
+    def load(self, example: TokenExample) -> TokenExample:
+        """Give an example without its prompt; a `DataError` refuses one that does not fit."""
+        return super().load({key: example[key] for key in example if key != "prompt_ids"})
 
 
 class MdlmSeq2SeqPredCollator:
@@ -93,5 +97,5 @@ class MdlmSeq2SeqPredCollator:
         return self.rows.checked(example)
 
     def __call__(self, examples: Sequence[TokenExample]) -> Batch:
-        """Batch examples with `prompt_ids`, `partial_ids`, or neither."""
-        return self.rows.to_fill(examples)
+        """Batch examples with `prompt_ids`, `partial_ids`, both or neither."""
+        return self.rows.to_fill([self.load(example) for example in examples])

@@ -29,7 +29,8 @@ class Filling:
         is_open: slots that are still masked, (B, T).
         num_slots: L, the slots at the end of all rows.
         noise: (2, B, T) in float64, uniform in [0, 1): when a slot is filled, and with what.
-        changes: step of each change, (B,), -1 in rows without one, and the slots after it, (B, L).
+        changes: steps (B,), from 1 on and -1 in rows that did not change, and the slots after
+            them, (B, L); first of all the begin.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class Filling:
         self.num_slots = int(is_slot.any(0).sum())
         self.noise = self._aligned(fine_noise(noise, self.num_slots))
         self.unwritable = torch.tensor(unwritable, device=self.ids.device)
-        self.changes: list[tuple[Tensor, Tensor]] = []
+        self.changes = [(torch.zeros(len(self.ids), dtype=torch.long), self.slots())]
 
     def logits(self, total_noise: Tensor, at: Tensor | None = None) -> Tensor:
         """What the model says at noise (), (B, T, V), or (M, V) of M slots, in float64.
@@ -69,10 +70,10 @@ class Filling:
         return sample(logits[:, None], sampling, self.noise[1][at][:, None])[:, 0]
 
     def write(self, at: Tensor, tokens: Tensor, step: Tensor) -> None:
-        """Fill M slots; `step` is (B, T)."""
+        """Fill M slots; `step` (B, T) counts from 0."""
         self.ids[at] = tokens
         self.is_open &= ~at
-        self.changes.append((step.where(at, -1).amax(1), self.slots()))
+        self.changes.append(((step + 1).where(at, -1).amax(1), self.slots()))
 
     def slots(self) -> Tensor:
         """The tokens in the slots, (B, L)."""

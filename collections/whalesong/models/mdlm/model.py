@@ -72,6 +72,7 @@ class MdlmModel(nn.Module):
             zero_init_head=True,
             checkpointing=checkpointing,
         )
+        self._start_embeddings()
 
     def forward(
         self,
@@ -98,6 +99,15 @@ class MdlmModel(nn.Module):
             condition=self._condition(total_noise),
         )
         return self.transformer.head(hidden if at is None else hidden[at])
+
+    def _start_embeddings(self) -> None:
+        """Tokens and prompt positions start as large as what the layers add to them.
+
+        Smaller ones drown: copying from the prompt is then learned in twice the steps.
+        """
+        for embedding in (self.transformer.embedding, self.transformer.prompt_embedding):
+            if embedding is not None:
+                nn.init.normal_(embedding.weight)
 
     def _condition(self, total_noise: Tensor | None) -> Tensor:
         """(B, G), or (1, G) where all rows have the same."""

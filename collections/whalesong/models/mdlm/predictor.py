@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from whalesong.core.parts import Batch
@@ -22,7 +21,7 @@ from whalesong.textlm.rows import plain_rows
 from whalesong.textlm.tokenizers import require
 from whalesong.textlm.unmasking import Unmasking
 
-Order = Literal["ancestral", "uniform", "top_prob", "prob_diff"]
+Strategy = Literal["ancestral", "uniform", "top_prob", "prob_diff"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +29,7 @@ class FillingSettings:
     """How slots are filled.
 
     Attributes:
-        order: "ancestral" undoes the noise as it came, at random; the others choose slots as
+        strategy: "ancestral" undoes the noise as it came, at random; the others choose slots as
             `Unmasking` says.
         threshold: see `Unmasking`.
         num_steps: steps, besides the last one of "ancestral". More of them take more time only as
@@ -45,7 +44,7 @@ class FillingSettings:
         ValueError: a value that is not allowed, or that has no use.
     """
 
-    order: Order = "ancestral"
+    strategy: Strategy = "ancestral"
     threshold: float | None = None
     num_steps: int = 1000
     temperature: float = 1.0
@@ -55,15 +54,15 @@ class FillingSettings:
     history: bool = False
 
     def __post_init__(self) -> None:
-        if self.order not in get_args(Order):
-            names = "', '".join(get_args(Order))
-            raise ValueError(f"`order` must be one of '{names}', but is '{self.order}'.")
+        if self.strategy not in get_args(Strategy):
+            names = "', '".join(get_args(Strategy))
+            raise ValueError(f"`strategy` must be one of '{names}', but is '{self.strategy}'.")
         if self.num_steps < 1:
             raise ValueError(f"`num_steps` must be at least 1, but is {self.num_steps}.")
-        if self.order == "ancestral" and self.threshold is not None:
+        if self.strategy == "ancestral" and self.threshold is not None:
             raise ValueError(
-                "`threshold` must be null with order 'ancestral', which has no confidence, but is "
-                f"{self.threshold}."
+                "`threshold` must be null with strategy 'ancestral', which has no confidence, but "
+                f"is {self.threshold}."
             )
 
     def sampling(self) -> SamplingSettings:
@@ -72,7 +71,7 @@ class FillingSettings:
 
     def unmasking(self) -> Unmasking:
         """How slots are chosen, if not ancestrally."""
-        return Unmasking(strategy=self.order, threshold=self.threshold)
+        return Unmasking(strategy=self.strategy, threshold=self.threshold)
 
 
 class MdlmPredictor:
@@ -82,7 +81,8 @@ class MdlmPredictor:
         model: an `MdlmModel`.
         tokenizer: names the mask and what is not written.
         noise_schedule: that of training.
-        **settings: see `FillingSettings`.
+        strategy, threshold, num_steps, temperature, top_k, top_p, use_cache, history: see
+            `FillingSettings`.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class MdlmPredictor:
         tokenizer: PreTrainedTokenizerBase,
         noise_schedule: NoiseSchedule,
         *,
-        order: Order = "ancestral",
+        strategy: Strategy = "ancestral",
         threshold: float | None = None,
         num_steps: int = 1000,
         temperature: float = 1.0,
@@ -103,7 +103,7 @@ class MdlmPredictor:
         self.model, self.tokenizer = model, tokenizer
         self.noise_schedule = require_schedule(noise_schedule)
         self.settings = FillingSettings(
-            order=order,
+            strategy=strategy,
             threshold=threshold,
             num_steps=num_steps,
             temperature=temperature,
@@ -127,8 +127,8 @@ class MdlmPredictor:
             **generation: changes of `FillingSettings` for this call.
 
         Returns:
-            "ids" (B, L), the tokens in the slots; with `history`, "history": for each row its
-            changes, `{"step", "text"}`.
+            "ids" (B, L), the tokens in the slots; with `history`, "history": for each row
+            `{"step", "text"}` at the begin and after each step that changed it.
 
         Raises:
             TypeError: a setting that does not exist.
@@ -152,7 +152,7 @@ class MdlmPredictor:
 
     def _fill(self, filling: Filling, settings: FillingSettings) -> None:
         shared = {"num_steps": settings.num_steps, "sampling": settings.sampling()}
-        if settings.order == "ancestral":
+        if settings.strategy == "ancestral":
             use_cache = settings.use_cache and not self.model.time_conditioning
             fill_ancestrally(filling, self.noise_schedule, use_cache=use_cache, **shared)
         else:
@@ -162,12 +162,12 @@ class MdlmPredictor:
     def _history(self, filling: Filling) -> list[list[dict[str, Any]]]:
         rows: list[list[dict[str, Any]]] = [[] for _ in filling.ids]
         for steps, slots in filling.changes:
-            for row, step, ids in zip(rows, steps.tolist(), slots, strict=True):
+            for row, step, ids in zip(rows, steps.tolist(), slots.tolist(), strict=True):
                 if step >= 0:
                     row.append({"step": step, "text": self._with_masks(ids)})
         return rows
 
-    def _with_masks(self, ids: Tensor) -> str:
-        """The text of slots (L,), masks included, ends and padding not."""
+    def _with_masks(self, ids: Sequence[int]) -> str:
+        """The text in the slots of a row; masks show, other special tokens do not."""
         hidden = set(self.tokenizer.all_special_ids) - {self.mask_id}
-        return self.tokenizer.decode([token for token in ids.tolist() if token not in hidden])
+        return self.tokenizer.decode([token for token in ids if token not in hidden])

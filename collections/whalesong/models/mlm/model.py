@@ -1,6 +1,6 @@
 """The network of mlm: a transformer that sees both sides."""
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from whalesong.modules.text_transformer import TextTransformer
 from whalesong.modules.transformer_block import Activation
@@ -19,6 +19,8 @@ class MlmModel(TextTransformer):
         dropout: of the input and at the end of each branch.
         prompt_positions: positions that are learned for the prompt besides the rotary ones; 0 has
             none.
+        embedding_std: standard deviation of embeddings at the start. Where tokens are to be copied
+            and compared, 1 learns in a third of the steps that 0.02 takes.
         checkpointing: recompute each block in the backward pass, to save memory.
     """
 
@@ -33,6 +35,7 @@ class MlmModel(TextTransformer):
         activation: Activation = "gelu",
         dropout: float = 0.1,
         prompt_positions: int = 0,
+        embedding_std: float = 1.0,
         checkpointing: bool = False,
     ) -> None:
         super().__init__(
@@ -47,6 +50,9 @@ class MlmModel(TextTransformer):
             prompt_positions=prompt_positions,
             checkpointing=checkpointing,
         )
+        for embedding in (self.embedding, self.prompt_embedding):
+            if embedding is not None:
+                nn.init.normal_(embedding.weight, std=embedding_std)
 
     def forward(
         self,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from whalesong.core.parallel import most_of_all_ranks
 from whalesong.core.parts import Batch
 from whalesong.models.mlm.model import MlmModel
 from whalesong.modules.generation.sampling import SamplingSettings, sample
@@ -121,7 +122,7 @@ class MlmPredictor:
         with generating(self.model):
             for step in range(settings.num_steps):
                 is_masked = ids == self.mask_id
-                if not is_masked.any():
+                if not most_of_all_ranks(self.model, int(is_masked.any())):
                     break
                 drawn, places = step_noise(noise, step, ids.device).chunk(2, dim=1)
                 logits = self._logits(batch, ids)
@@ -133,7 +134,8 @@ class MlmPredictor:
                 states.append(ids)
         if not settings.history:
             return {"ids": ids}
-        return {"ids": ids, "history": self._history(torch.stack(states, 1))}
+        rows = torch.stack(states, dim=1).tolist()
+        return {"ids": ids, "history": [told(self.tokenizer, row) for row in rows]}
 
     def to_dict(self, batch: Batch, preds: dict[str, Any]) -> list[dict[str, Any]]:
         """Rows of prompt, text and ids, with the truth where it is known."""
@@ -149,10 +151,3 @@ class MlmPredictor:
         )
         logits[:, self._unwritable] = -torch.inf
         return logits.float().unflatten(0, ids.shape)
-
-    def _history(self, states: Tensor) -> list[list[dict[str, Any]]]:
-        """From the slots before and after each step, (B, steps + 1, L)."""
-        return [
-            told(self.tokenizer, row[torch.cat((row[:1, 0] == row[:1, 0], changed))].tolist())
-            for row, changed in zip(states, (states[:, 1:] != states[:, :-1]).any(-1), strict=True)
-        ]
