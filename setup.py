@@ -11,6 +11,7 @@ HERE = Path(__file__).resolve().parent
 
 # Why each of these is needed stands in CONTRIBUTING.rst; constraints.txt pins what CI runs.
 REQUIRES = [
+    "datasets>=4",
     "espeakng-loader>=0.2.4",
     "hydra-core>=1.3.2,<1.4",
     "jiwer>=3.1",

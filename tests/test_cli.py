@@ -131,6 +131,18 @@ def test_schema_is_exported_for_the_family(
     assert jobs == []
 
 
+def test_schema_of_a_text_job_has_the_sections_that_its_user_writes(
+    jobs: list[DictConfig], capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["--cfg", "schema", "experiment=star_easy_arlm"])
+    exported = json.loads(capsys.readouterr().out)
+    schemas = {name: exported["properties"][name] for name in ("model_type", "datamodule", "model")}
+    names = [schema["$ref"].rpartition("/")[2] for schema in schemas.values()]
+    assert names == ["ModelTypeConfig", "DatamoduleConfig", "TargetConfig"]
+    assert "data" not in exported["required"]
+    assert jobs == []
+
+
 def test_script_is_one_job_of_one_family(jobs: list[DictConfig], tmp_path: Path) -> None:
     conf = tmp_path / "scripts" / "own"
     conf.mkdir(parents=True)

@@ -32,15 +32,18 @@ __all__ = [
     "__version__",
     "create_audio_lm_from_config",
     "load",
+    "testing",
 ]
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name at its first use (PEP 562)."""
+    if name == "testing":
+        return import_module("whalesong.testing")
     if name not in _PUBLIC:
         raise AttributeError(f"module 'whalesong' has no attribute {name!r}")
     return getattr(import_module(_PUBLIC[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_PUBLIC})
+    return sorted({*globals(), *__all__})

@@ -123,7 +123,7 @@ def _run_job(
         checked = check_job(cfg)
         refuse_taken_names(job)
         activate_for(cfg, registry=job.registry, composed=True)
-        _start(cfg, checked)
+        _start(job, checked)
 
 
 def _custom(job: ComposedJob) -> Command | None:
@@ -143,31 +143,30 @@ def _list_models(registry: Registry) -> None:
 
 
 def _schema(cfg: "DictConfig") -> dict[str, Any]:
-    """The JSON Schema of all sections, for the family that `model.target` names."""
-    from omegaconf import OmegaConf
+    """The JSON Schema of all sections, for the family whose model the job has."""
     from pydantic import create_model
 
-    from whalesong.core.families import family_of
+    from whalesong.core.families import schemas_of
     from whalesong.data.config import DataConfig
 
-    sections: dict[str, Any] = {"data": (DataConfig, ...)}
-    if (target := OmegaConf.select(cfg, "model.target")) is not None:
-        sections["model"] = (family_of(target).load_schema(), ...)
+    schemas = schemas_of(cfg)
+    sections: dict[str, Any] = {name: (schema, ...) for name, schema in schemas.items()}
+    sections["data"] = (DataConfig, DataConfig() if "datamodule" in schemas else ...)
     return json_schema(create_model("Job", __base__=JobConfig, **sections))
 
 
-def _start(cfg: "DictConfig", job: JobConfig) -> None:
+def _start(job: ComposedJob, checked: JobConfig) -> None:
     """Import what the job needs, and do it."""
-    if job.job_type == "list":
-        _list_models(discover())
-    elif job.job_type == "prepare_data":
+    if checked.job_type == "list":
+        _list_models(job.registry)
+    elif checked.job_type == "prepare_data":
         from whalesong import preparation
 
-        preparation.prepare(cfg, job)
+        preparation.prepare(job.cfg, checked, name=job.datamodule)
     else:
         from whalesong import experiment
 
-        experiment.run(cfg)
+        experiment.run(job.cfg)
 
 
 if __name__ == "__main__":

@@ -116,9 +116,14 @@ def check_prediction(job: JobConfig) -> None:
         ConfigError: prompts and audio files do not pair up.
         DataError: an audio file does not exist.
     """
-    audio, prompts, begin = job.predict.audio, job.predict.prompts, job.predict.begin
-    if not audio and not prompts and not job.predict.conditions and not begin:
-        raise ConfigError("`predict.audio` or `predict.prompts` is mandatory, but both are empty.")
+    request = job.predict
+    audio, prompts, begin = request.audio, request.prompts, request.begin
+    wanted = (audio, prompts, request.conditions, begin, request.infill, request.num_samples)
+    if not any(wanted):
+        raise ConfigError(
+            "`predict` must ask for something: `predict.prompts` or `predict.audio`, or what else "
+            "the model takes, but all of them are empty."
+        )
     if audio and len(prompts) not in (0, 1, len(audio)):
         raise ConfigError(
             f"`predict.prompts` must hold one prompt, or one for each of the {len(audio)} audio "

@@ -19,6 +19,8 @@ class Family:
         aliases: other names of it, in lower case, which a config may write in any case.
         sections: dotted name of a function that makes the sections `model` and `data` of those
             that a job of this family has, if these are others; see `assembled`.
+        own_schemas: dotted names of the schemas of these sections, by section; the one that only
+            this family has comes first.
     """
 
     name: str
@@ -26,6 +28,7 @@ class Family:
     schema: str
     aliases: tuple[str, ...] = ()
     sections: str | None = None
+    own_schemas: tuple[tuple[str, str], ...] = ()
 
     def load_class(self) -> Any:
         """Import the model class; this imports torch and NeMo."""
@@ -65,6 +68,11 @@ FAMILIES = (
         "whalesong.textlm.textlm_model.TextLMModel",
         "whalesong.textlm.config.TextLMConfig",
         sections="whalesong.textlm.assemble.assembled",
+        own_schemas=(
+            ("model_type", "whalesong.textlm.config.ModelTypeConfig"),
+            ("model", "whalesong.core.model_config.TargetConfig"),
+            ("datamodule", "whalesong.textlm.config.DatamoduleConfig"),
+        ),
     ),
 )
 
@@ -95,6 +103,19 @@ def assembled(cfg: Any) -> Any:
         if family.sections is not None:
             cfg = _import(family.sections)(cfg)
     return cfg
+
+
+def schemas_of(cfg: Any) -> dict[str, Any]:
+    """Schemas of the sections of a composed job that its family checks, as far as it is known.
+
+    Raises:
+        ConfigError: `model.target` names no family.
+    """
+    for family in FAMILIES:
+        if family.own_schemas and cfg.get(family.own_schemas[0][0]):
+            return {section: _import(schema) for section, schema in family.own_schemas}
+    target = (cfg.get("model") or {}).get("target")
+    return {} if target is None else {"model": family_of(target).load_schema()}
 
 
 def _import(dotted: str) -> Any:

@@ -212,14 +212,24 @@ def import_target(target: str) -> type:
     Raises:
         ConfigError: it cannot be imported, or is no class.
     """
-    module, _, name = target.rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except Exception as error:  # code of an external model may fail in any way
-        raise unable_to_find(target, _cause(error)) from error
+    found = import_named(target)
     if not isinstance(found, type):
         raise ConfigError(f"`{target}`: is not a class.")
     return found
+
+
+def import_named(target: str, *, path: str = "", import_path: str | Path | None = None) -> Any:
+    """The class or function of that dotted name; see `unable_to_find` for the other arguments.
+
+    Raises:
+        ConfigError: it cannot be imported.
+    """
+    module, _, name = target.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except Exception as error:  # code of an external model may fail in any way
+        cause = _cause(error)
+        raise unable_to_find(target, cause, path=path, import_path=import_path) from error
 
 
 def unable_to_find(

@@ -11,7 +11,7 @@ from whalesong.testing.generation_laws import generated, num_generated
 from whalesong.testing.subject import Subject
 
 _METHODS = {
-    "loss": ("loss_fn", "configure"),
+    "loss": ("loss_fn",),
     "predictor": ("predict", "to_dict"),
     "train_collator": ("load", "__call__"),
     "validation_collator": ("load", "__call__"),
@@ -31,7 +31,8 @@ def parts_are_complete(subject: Subject) -> str | None:
             method(metric, each)
     if subject.is_text:
         _check_forward(parts.model)
-    parts.loss.configure(subject.model)
+    if hasattr(parts.loss, "configure"):
+        parts.loss.configure(subject.model)
     return None
 
 

@@ -72,7 +72,6 @@ def make_model(tokenizer: PreTrainedTokenizerBase, **sizes: Any) -> IlmModel:
     sizes = {"d_model": 16, "num_layers": 2, "num_heads": 2, "prompt_positions": PROMPT, **sizes}
     model = IlmModel(vocab_size=len(tokenizer), **sizes).eval()
     with torch.no_grad():
-        model.embedding.weight.mul_(50)
         for weight in (*model.transformer.parameters(), *model.stop_head.parameters()):
             weight.mul_(2 if weight.dim() > 1 else 1)
         model.stop_head.classes.bias[1] += 1.0

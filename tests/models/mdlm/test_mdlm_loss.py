@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from whalesong.core.errors import ConfigError
 from whalesong.models.mdlm.collator import MdlmSeq2SeqCollator
 from whalesong.models.mdlm.loss import MdlmLoss
 from whalesong.models.mdlm.model import MdlmModel, subs_log_probs
@@ -96,7 +97,7 @@ def test_at_the_start_all_tokens_but_the_mask_are_equally_likely(
     share = (batch["input_ids"][:, -6:] == MASK).float().mean(1)
     by_hand = (share / batch["t"]).mean() * math.log(SIZE - 1)
     torch.testing.assert_close(outputs["loss"].detach(), by_hand, rtol=1e-4, atol=0)
-    assert float(outputs["loss"]) == pytest.approx(0.999 * math.log(SIZE - 1), rel=0.04)
+    assert float(outputs["loss"].detach()) == pytest.approx(0.999 * math.log(SIZE - 1), rel=0.04)
 
 
 class Oracle(nn.Module):
@@ -118,9 +119,13 @@ class Oracle(nn.Module):
         return logits if at is None else logits[at]
 
 
-def test_of_a_perfect_model_the_bound_is_the_entropy(number_tokenizer: Any) -> None:
-    """With k of L slots masked at time t, the weight integrates to (k-1)! (L-k)! / L!."""
-    loss = MdlmLoss(Oracle(), number_tokenizer)
+@pytest.mark.parametrize("by_count", [False, True])
+def test_of_a_perfect_model_the_bound_is_the_entropy(number_tokenizer: Any, by_count: bool) -> None:
+    """With k of L slots masked at time t, the weight integrates to (k-1)! (L-k)! / L!.
+
+    The weight by count times the probability of that mask, 1 / ((L + 1) (L over k)), is the same.
+    """
+    loss = MdlmLoss(Oracle(), number_tokenizer, weigh_by_count=by_count)
     total, t = 0.0, torch.tensor([0.5])
     schedule = LogLinearNoise()
     for (pair, prob), hidden in itertools.product(Oracle.JOINT.items(), [(0,), (1,), (0, 1)]):
@@ -133,11 +138,35 @@ def test_of_a_perfect_model_the_bound_is_the_entropy(number_tokenizer: Any) -> N
             "noise_rate": schedule.noise_rate(t),
             "total_noise": schedule.total_noise(t),
         }
-        nll = float(loss.loss_fn(batch)["loss"]) * 2 * float(t)
-        k = len(hidden)
-        total += prob * nll * math.factorial(k - 1) * math.factorial(2 - k) / 2
+        bound, k = float(loss.loss_fn(batch)["loss"]) * 2, len(hidden)
+        integral = math.factorial(k - 1) * math.factorial(2 - k) / 2
+        share = 1 / (3 * math.comb(2, k)) if by_count else float(t) * integral
+        total += prob * bound * share
     entropy = -sum(prob * math.log(prob) for prob in Oracle.JOINT.values())
     assert total == pytest.approx(entropy, rel=1e-5)
+
+
+def test_weights_by_count_have_the_same_mean_and_far_less_noise(
+    collate: Any, number_tokenizer: Any
+) -> None:
+    model = build_model()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        batches = [collate([PAIRS[1]] * 64) for _ in range(60)]
+        by_time, by_count = (
+            torch.stack([loss.loss_fn(batch)["loss"] for batch in batches])
+            for loss in (
+                MdlmLoss(model, number_tokenizer, weigh_by_count=choice) for choice in (False, True)
+            )
+        )
+    error = by_time.std() / math.sqrt(len(batches))
+    assert abs(by_time.mean() - by_count.mean()) < 4 * error
+    assert by_count.std() < by_time.std() / 2
+
+
+def test_weights_by_count_are_not_for_a_model_that_is_told_the_noise(number_tokenizer: Any) -> None:
+    with pytest.raises(ConfigError, match="`model_type.loss.weigh_by_count` must be false"):
+        MdlmLoss(build_model(time_conditioning=True), number_tokenizer, weigh_by_count=True)
 
 
 @pytest.mark.parametrize("time_conditioning", [False, True])

@@ -28,11 +28,13 @@ class ComposedJob:
         cfg: the config.
         registry: all models that were found.
         used: names of the models that the config chooses, or whose files it is made of.
+        datamodule: name of the data module that the config chooses.
     """
 
     cfg: "DictConfig"
     registry: Registry
     used: tuple[str, ...]
+    datamodule: str | None = None
 
 
 def compose_job(
@@ -75,7 +77,7 @@ def compose_job(
         registry.check_conflict(name)
     _refuse_hidden(composition, registry)
     _check_pair(composition)
-    return ComposedJob(composition.cfg, registry, used)
+    return ComposedJob(composition.cfg, registry, used, composition.choices.get("datamodule"))
 
 
 def _default_data(composition: Composition) -> str | None:

@@ -1,6 +1,5 @@
 """Job types: the built-in ones, and the commands that models bring."""
 
-import importlib
 from typing import TYPE_CHECKING, Any, get_args
 
 from whalesong.core.errors import ConfigError
@@ -10,7 +9,7 @@ from whalesong.core.external.model import Command
 from whalesong.core.external.registry import Registry
 from whalesong.core.external.source import lookup_problem
 from whalesong.core.external.yaml_files import commands_of, unreadable_files
-from whalesong.core.instantiate import unable_to_find
+from whalesong.core.instantiate import import_named, unable_to_find
 from whalesong.core.job_config import JobType
 from whalesong.core.schema_errors import near
 
@@ -68,14 +67,10 @@ def run(command: Command, cfg: "DictConfig", registry: Registry) -> None:
     model = registry.get(command.model)
     activate(model)
     is_own = command.target.partition(".")[0] == model.name
-    where = {"path": str(command.file), "import_path": model.import_path}
+    path, folder = str(command.file), model.import_path
     if problem := lookup_problem(command.target, package=model.package if is_own else None):
-        raise unable_to_find(command.target, problem, **where)
-    module, _, name = command.target.rpartition(".")
-    try:
-        function = getattr(importlib.import_module(module), name)
-    except Exception as error:  # code of an external model may fail in any way
-        raise unable_to_find(command.target, f"{type(error).__name__}: {error}", **where) from error
+        raise unable_to_find(command.target, problem, path=path, import_path=folder)
+    function = import_named(command.target, path=path, import_path=folder)
     if not callable(function):
         raise ConfigError(f"{command.file}: `{command.target}` is no function.")
     function(cfg)

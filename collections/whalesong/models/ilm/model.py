@@ -7,6 +7,11 @@ from whalesong.modules.text_transformer import TextTransformer
 from whalesong.modules.transformer_block import Activation
 
 
+EMBEDDING_STD = 0.5
+"""Standard deviation of embeddings at the start: larger than what a first layer adds, so that later
+layers still tell the tokens apart. With 0.02, looking ahead in a graph is learned much later."""
+
+
 class IlmModel(TextTransformer):
     """A transformer that sees all of a text with gaps, with a second head on the first token.
 
@@ -55,6 +60,9 @@ class IlmModel(TextTransformer):
             final_norm=final_norm,
             checkpointing=checkpointing,
         )
+        for part in self.modules():
+            if isinstance(part, nn.Embedding):
+                nn.init.normal_(part.weight, std=EMBEDDING_STD)
         self.stop_head = StopHead(d_model)
 
     def stop_logits(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:

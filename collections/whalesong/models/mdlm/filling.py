@@ -23,14 +23,15 @@ class Filling:
         noise: of each row, `NOISE_STREAMS` numbers for each slot.
         mask_id: token of an open slot.
         unwritable: tokens that are never written.
+        keep_changes: remember them all.
 
     Attributes:
         ids: tokens (B, T).
         is_open: slots that are still masked, (B, T).
         num_slots: L, the slots at the end of all rows.
         noise: (2, B, T) in float64, uniform in [0, 1): when a slot is filled, and with what.
-        changes: steps (B,), from 1 on and -1 in rows that did not change, and the slots after
-            them, (B, L); first of all the begin.
+        changes: if kept, steps (B,), from 1 on and -1 in rows that did not change, and the slots
+            after them, (B, L); first of all the begin.
     """
 
     def __init__(
@@ -41,15 +42,17 @@ class Filling:
         *,
         mask_id: int,
         unwritable: list[int],
+        keep_changes: bool,
     ) -> None:
-        self.model, self.batch = model, batch
+        self.model, self.batch, self.keep_changes = model, batch, keep_changes
         self.ids = batch["input_ids"].clone()
         is_slot = batch["attention_mask"] & ~batch["prompt_mask"]
         self.is_open = is_slot & (self.ids == mask_id)
         self.num_slots = int(is_slot.any(0).sum())
         self.noise = self._aligned(fine_noise(noise, self.num_slots))
         self.unwritable = torch.tensor(unwritable, device=self.ids.device)
-        self.changes = [(torch.zeros(len(self.ids), dtype=torch.long), self.slots())]
+        self.changes: list[tuple[Tensor, Tensor]] = []
+        self._note(torch.zeros(len(self.ids), dtype=torch.long))
 
     def logits(self, total_noise: Tensor, at: Tensor | None = None) -> Tensor:
         """What the model says at noise (), (B, T, V), or (M, V) of M slots, in float64.
@@ -73,11 +76,15 @@ class Filling:
         """Fill M slots; `step` (B, T) counts from 0."""
         self.ids[at] = tokens
         self.is_open &= ~at
-        self.changes.append(((step + 1).where(at, -1).amax(1), self.slots()))
+        self._note((step + 1).where(at, -1).amax(1))
 
     def slots(self) -> Tensor:
         """The tokens in the slots, (B, L)."""
         return self.ids[:, self.ids.shape[1] - self.num_slots :].clone()
+
+    def _note(self, steps: Tensor) -> None:
+        if self.keep_changes:
+            self.changes.append((steps, self.slots()))
 
     def _aligned(self, noise: Tensor) -> Tensor:
         begin = self.ids.shape[1] - self.num_slots

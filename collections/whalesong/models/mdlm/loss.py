@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 
+from whalesong.core.errors import ConfigError
 from whalesong.core.parts import Batch
 from whalesong.metrics.perplexity import Perplexity
 from whalesong.models.mdlm.model import without_mask
@@ -25,13 +26,28 @@ class MdlmLoss:
     Args:
         model: an `MdlmModel`.
         tokenizer: names the mask.
+        weigh_by_count: instead of the weight at the time of a row, 1 / t, take its mean over all
+            times at which as many slots might be masked: (L + 1) / n for n of L slots, if times are
+            uniform. The mean over batches is the same, their noise is far less. Only for models
+            that are not told the noise, and `LogLinearNoise`.
 
     Attributes:
         loss_metrics: the perplexity, over the "sums" of the loss.
     """
 
-    def __init__(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.model, self.tokenizer = model, tokenizer
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        weigh_by_count: bool = False,
+    ) -> None:
+        if weigh_by_count and model.time_conditioning:
+            raise ConfigError(
+                "`model_type.loss.weigh_by_count` must be false with `model.time_conditioning`, "
+                "for which the time counts."
+            )
+        self.model, self.tokenizer, self.weigh_by_count = model, tokenizer, weigh_by_count
         self.mask_token_id = require(tokenizer, "mask_token", for_what="mdlm")
         self.loss_metrics = {"perplexity": Perplexity()}
 
@@ -59,8 +75,7 @@ class MdlmLoss:
             at=masked,
         )
         logits, wanted = without_mask(logits, self.mask_token_id), labels[masked]
-        weight = likelihood_weight(batch["noise_rate"], batch["total_noise"])
-        weights = weight[:, None].expand(labels.shape)[masked]
+        weights = self._row_weights(batch, is_target, masked)[:, None].expand(labels.shape)[masked]
         bound = (functional.cross_entropy(logits, wanted, reduction="none") * weights).sum()
         num_targets = is_target.sum()
         num_right = _num_right(logits, wanted)
@@ -71,6 +86,12 @@ class MdlmLoss:
             "parts": {"masked_accuracy": num_right / max(len(wanted), 1)},
             "sums": {"nll": bound.detach(), "num_tokens": num_targets},
         }
+
+    def _row_weights(self, batch: Batch, is_target: Tensor, masked: Tensor) -> Tensor:
+        """Weight of a masked token of each row, (B,)."""
+        if self.weigh_by_count:
+            return (is_target.sum(1) + 1) / masked.sum(1).clamp(min=1)
+        return likelihood_weight(batch["noise_rate"], batch["total_noise"])
 
 
 @torch.no_grad()

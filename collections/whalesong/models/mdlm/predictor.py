@@ -138,7 +138,12 @@ class MdlmPredictor:
         noise = row_noise(batch, seeds, NOISE_STREAMS)
         with generating(self.model):
             filling = Filling(
-                self.model, batch, noise, mask_id=self.mask_id, unwritable=self.unwritable
+                self.model,
+                batch,
+                noise,
+                mask_id=self.mask_id,
+                unwritable=self.unwritable,
+                keep_changes=settings.history,
             )
             self._fill(filling, settings)
             preds: dict[str, Any] = {"ids": filling.slots()}
