@@ -57,7 +57,8 @@ def test_wheel_holds_one_package_with_all_yaml(wheel: Path) -> None:
     shipped = {name for name in names if name.startswith("whalesong/conf/")}
     own = {f"whalesong/{file.relative_to(ROOT)}" for file in (ROOT / "conf").rglob("*.yaml")}
     assert shipped == own
-    templates = {str(f.relative_to(ROOT / "collections")) for f in ROOT.rglob("*.tmpl")}
+    sources = ROOT / "collections"
+    templates = {str(file.relative_to(sources)) for file in sources.rglob("*.tmpl")}
     assert len(templates) > 10 and templates <= set(names)
     modules = {name for name in names if name.endswith(".py")}
     files = (ROOT / "collections").rglob("*.py")

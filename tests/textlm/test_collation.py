@@ -80,6 +80,8 @@ def test_predictions_stand_beside_the_batch_with_their_names(number_tokenizer):
     assert batch["examples"] == [loaded]
     assert batch["prediction"] == {"examples": [loaded], "example_ids": ["a"]}
     assert "prediction" not in collator([])
+    alone = collator.load(TextExample(id="b", text="7"))
+    assert "prediction" not in collator([alone])
 
 
 def test_padding_at_either_side():

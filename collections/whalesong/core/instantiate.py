@@ -20,6 +20,7 @@ _TEXT_PARTS = (
     "loss.{0}Loss",
     "predictor.{0}Predictor",
     "collator.Default{0}Collator",
+    "collator.Default{0}PredCollator",
     "collator.{0}Seq2SeqCollator",
     "collator.{0}Seq2SeqPredCollator",
 )

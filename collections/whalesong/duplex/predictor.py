@@ -19,8 +19,8 @@ from whalesong.duplex.turn_decoder import decode_turns
 from whalesong.metrics.bleu import Bleu
 from whalesong.metrics.text import WordErrorRate, spoken_words
 from whalesong.metrics.turn_taking import TurnTaking
+from whalesong.modules.evaluating import evaluating
 from whalesong.modules.generation.generate import Progress
-from whalesong.sound.evaluating import evaluating
 
 
 class DuplexPredictor:

@@ -20,9 +20,9 @@ class ExactMatch:
         return [float(self._num_right), float(self._num_rows)]
 
     def compute(self, totals: list[float]) -> dict[str, float]:
-        """`exact_match`; 0 without a row."""
+        """`exact_match`; nothing without a row."""
         right, rows = totals
-        return {"exact_match": right / max(rows, 1.0)}
+        return {"exact_match": right / rows} if rows else {}
 
     def reset(self) -> None:
         """Forget all counts."""
@@ -47,9 +47,9 @@ class TokenAccuracy:
         return [self._shares, float(self._num_rows)]
 
     def compute(self, totals: list[float]) -> dict[str, float]:
-        """`token_accuracy`; 0 without a row."""
+        """`token_accuracy`; nothing without a row."""
         shares, rows = totals
-        return {"token_accuracy": shares / max(rows, 1.0)}
+        return {"token_accuracy": shares / rows} if rows else {}
 
     def reset(self) -> None:
         """Forget all counts."""

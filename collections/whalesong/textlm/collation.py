@@ -47,9 +47,12 @@ class TextCollator:
         return tokens
 
     def __call__(self, examples: Sequence[TokenExample]) -> Batch:
-        """Batch tokenized examples; no examples give a batch without targets."""
+        """Batch tokenized examples; no examples give a batch without targets.
+
+        Where no example has a prompt, there is nothing that what is generated could be compared to.
+        """
         batch = self.collate(list(examples))
-        if self.predict is not None and examples:
+        if self.predict is not None and any("prompt_ids" in example for example in examples):
             batch["prediction"] = self.prediction_batch(examples)
         return batch
 

@@ -9,20 +9,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from whalesong.core.parts import Batch
+from whalesong.modules.evaluating import evaluating
 from whalesong.modules.generation.sampling import RowNoise
 
 
 @contextmanager
 def generating(model: nn.Module) -> Iterator[None]:
     """Without gradients and dropout; afterwards every part is in its mode again."""
-    training = [part for part in model.modules() if part.training]
-    model.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        for part in training:
-            part.training = True
+    with evaluating(model), torch.inference_mode():
+        yield
 
 
 def row_noise(batch: Batch, seeds: Sequence[int] | None, num_values: int) -> RowNoise:

@@ -11,10 +11,10 @@ from whalesong.models.audiolm.config import GenerationSettings
 from whalesong.models.audiolm.generation import CodesGenerator, joined
 from whalesong.models.audiolm.request import CodesRequest, Request, Variant, guided
 from whalesong.models.audiolm.stream import AudioStream, Piece, decode_rows
+from whalesong.modules.evaluating import evaluating
 from whalesong.modules.generation.generate import Progress
 from whalesong.modules.generation.sampling import SamplingSettings
 from whalesong.sound.clips import tokenized, whole_frames
-from whalesong.sound.evaluating import evaluating
 from whalesong.sound.rows import Clip, Metadata
 
 if TYPE_CHECKING:

@@ -12,11 +12,11 @@ from whalesong.models.audiolm.arrangement import Arrangement, join_left, with_ta
 from whalesong.models.audiolm.generation import CodesGenerator
 from whalesong.models.audiolm.nar import NARDecoder
 from whalesong.models.audiolm.request import CodesRequest, guided
+from whalesong.modules.evaluating import evaluating
 from whalesong.modules.generation.packed_linear import WeightDtype
 from whalesong.modules.generation.sampling import SamplingSettings
 from whalesong.modules.transformer import Norm
 from whalesong.modules.transformer_block import Activation
-from whalesong.sound.evaluating import evaluating
 from whalesong.sound.rows import check_rows, row_seeds
 
 

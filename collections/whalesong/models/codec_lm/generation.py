@@ -12,6 +12,7 @@ from whalesong.models.codec_lm.guidance import guidance_variants
 from whalesong.models.codec_lm.request import Request
 from whalesong.models.codec_lm.step_model import GuidedStepModel, PackedWeights
 from whalesong.modules.conditioning.conditioner import Condition
+from whalesong.modules.evaluating import evaluating
 from whalesong.modules.generation.generate import (
     Progress,
     Windows,
@@ -22,7 +23,6 @@ from whalesong.modules.generation.guided import STEPS_THAT_PAY
 from whalesong.modules.generation.infill import infill
 from whalesong.modules.generation.sampling import SamplingSettings
 from whalesong.sound.clips import tokenized
-from whalesong.sound.evaluating import evaluating
 from whalesong.sound.rows import Clip, Metadata
 
 if TYPE_CHECKING:

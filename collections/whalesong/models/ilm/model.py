@@ -6,7 +6,6 @@ from torch import Tensor, nn
 from whalesong.modules.text_transformer import TextTransformer
 from whalesong.modules.transformer_block import Activation
 
-
 EMBEDDING_STD = 0.5
 """Standard deviation of embeddings at the start: larger than what a first layer adds, so that later
 layers still tell the tokens apart. With 0.02, looking ahead in a graph is learned much later."""
