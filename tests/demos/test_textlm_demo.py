@@ -24,8 +24,12 @@ from whalesong.textlm.tokenizers import build_tokenizer
 PROMPT = "5 7 0 2 2 4 0 5 6 1 0 6 0 7"
 """Arms 0-2-4, 0-5-7 and 0-6-1; the question is from 0 to 7."""
 TRUTH = "0 5 5 7"
-ANSWERS = {"0 5 5 7": "right", "0 2 2 4": "other arm", "0 6 6 1": "other arm"}
-NO_ARMS = ("", "0", "0 5", "0 5 5", "5 7", "0 2 5 7", "0 5 5 4", "0 5 5 7 7", "0 5 5 7 0 5 5 7")
+OTHER_ARMS = ("0 2 2 4", "0 6 6 1", "0 2 2 7", "0 6 6 7")
+"""To the end of another arm, or along it until the goal is due."""
+NO_ARMS = (
+    *("", "0", "0 5", "0 5 5", "5 7", "0 7", "0 2 5 7", "0 5 5 4", "0 1 1 7"),
+    *("0 2 2 1", "0 5 5 7 7", "0 5 5 7 0 5 5 7"),
+)
 
 
 def row(text: str) -> dict[str, Any]:
@@ -48,9 +52,10 @@ def values(share: float = 0.5) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize(("text", "expected"), ANSWERS.items())
-def test_whole_arms_are_told_apart_from_the_right_one(text: str, expected: str) -> None:
-    assert outcome(row(text)) == expected
+@pytest.mark.parametrize("text", OTHER_ARMS)
+def test_other_arms_are_told_apart_from_the_right_one(text: str) -> None:
+    assert outcome(row(TRUTH)) == "right"
+    assert outcome(row(text)) == "other arm"
 
 
 @pytest.mark.parametrize("text", NO_ARMS)
@@ -101,7 +106,7 @@ def test_the_table_has_every_model_with_the_published_figures_beside_it() -> Non
     for name in MODELS:
         assert re.search(rf"^{name} +50\.0 +75\.0 +50\.0 +0\.250 +40 +12 +123 ", text, re.MULTILINE)
     assert "32.3    75.0    23.0" in text and "100.0   100.0    99.1" in text
-    assert "arlm: 50.0 % right, 50.0 % another whole arm of the graph, 0.0 % no arm" in text
+    assert "arlm: 50.0 % right; 50.0 % begin another arm" in text and "goal; 0.0 % else." in text
     assert text.count("not passed.") == 4
     assert max(map(len, text.splitlines())) <= 120
 

@@ -1,8 +1,9 @@
 """Star graphs as a text model meets them: what was asked, and what its answer amounts to."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 Edge = tuple[str, str]
@@ -27,12 +28,17 @@ class StarTask:
         *edges, (source, goal) = edges_of(prompt)
         return cls(tuple(edges), source, goal)
 
-    def is_arm(self, edges: list[Edge]) -> bool:
-        """Whether edges lead from the source over edges of the graph to an end of it."""
-        if not edges or edges[0][0] != self.source or not set(edges) <= set(self.edges):
+    def is_arm(self, edges: Sequence[Edge]) -> bool:
+        """Whether edges lead from the source along an arm: to its end, or at last to the goal.
+
+        Who has begun a wrong arm still knows the goal, and the goal comes last.
+        """
+        if not edges or edges[0][0] != self.source or not set(edges[:-1]) <= set(self.edges):
             return False
-        joined = all(left[1] == right[0] for left, right in zip(edges, edges[1:], strict=False))
-        return joined and all(begin != edges[-1][1] for begin, _ in self.edges)
+        joined = all(left[1] == right[0] for left, right in pairwise(edges))
+        first, last = edges[0], edges[-1]
+        at_end = last in self.edges and all(begin != last[1] for begin, _ in self.edges)
+        return joined and first in self.edges and (at_end or last[1] == self.goal)
 
     def arms(self) -> list[list[str]]:
         """The nodes of every arm of a symmetric star, without its centre."""
@@ -51,7 +57,7 @@ def edges_of(text: str) -> list[Edge]:
 
 
 def outcome(row: Mapping[str, Any]) -> str:
-    """What an answer amounts to: `right`, a whole `other arm` of the graph, or `no arm` of it.
+    """What an answer amounts to: `right`, along an `other arm`, or `no arm` of the graph.
 
     Args:
         row: `prompt`, `text` and `truth` of a graph.

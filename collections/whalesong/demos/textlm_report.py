@@ -108,10 +108,10 @@ def arm_choice(values: Values) -> str:
     """What the answers of arlm amount to."""
     shares = {key: f"{100 * values['outcomes'][key]:.1f} %" for key in values["outcomes"]}
     return (
-        f"arlm: {shares['right']} right, {shares['other arm']} another whole arm of the graph, "
-        f"{shares['no arm']} no arm of it.\n"
-        "  It names the first node behind the centre before it has looked to the arms' ends, so\n"
-        "  1/degree (1/3 with three arms) is its ceiling, and the choice of the arm its error."
+        f"arlm: {shares['right']} right; {shares['other arm']} begin another arm, follow it, and "
+        f"end at its end or at the goal; {shares['no arm']} else.\n"
+        "  It names the first node behind the centre before it has looked ahead, so 1/degree (1/3\n"
+        "  with three arms) is its ceiling, and the choice of the arm its error."
     )
 
 

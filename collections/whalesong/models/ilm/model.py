@@ -24,9 +24,8 @@ class IlmModel(TextTransformer):
         ff_mult: inner width of the feed-forward over D.
         activation: of the feed-forward.
         dropout: of the input and at the end of each branch.
-        rotary: rotary positions.
         prompt_positions: positions of a prompt that are learned besides; 0 has none.
-        final_norm: a norm comes before the output layer; without it, the model is sure sooner.
+        final_norm: a norm comes before the output layer; published networks for graphs have none.
         checkpointing: recompute each block in the backward pass, to save memory.
     """
 
@@ -40,7 +39,6 @@ class IlmModel(TextTransformer):
         ff_mult: float = 4,
         activation: Activation = "gelu",
         dropout: float = 0.1,
-        rotary: bool = True,
         prompt_positions: int = 0,
         final_norm: bool = False,
         checkpointing: bool = False,
@@ -54,7 +52,6 @@ class IlmModel(TextTransformer):
             ff_mult=ff_mult,
             activation=activation,
             dropout=dropout,
-            rotary=rotary,
             prompt_positions=prompt_positions,
             final_norm=final_norm,
             checkpointing=checkpointing,

@@ -27,10 +27,14 @@ class MdlmModel(nn.Module):
         dropout: of the input and at the end of each branch.
         rotary: rotary positions over all features of each head.
         prompt_positions: see `TextTransformer`.
-        condition_dim: G, width of the learned embedding of the noise.
+        condition_dim: G, width of the learned embedding of the noise; None has no such embedding
+            and no adaLN, of which nothing depends on the noise without `time_conditioning`.
         time_conditioning: the layers are told the noise; otherwise they are told 0 always, as what
             is masked says it already, and generation is faster by far.
         checkpointing: recompute each block in the backward pass, to save memory.
+
+    Raises:
+        ValueError: `time_conditioning` without `condition_dim`.
     """
 
     def __init__(
@@ -45,18 +49,16 @@ class MdlmModel(nn.Module):
         dropout: float = 0.1,
         rotary: bool = True,
         prompt_positions: int = 0,
-        condition_dim: int = 128,
+        condition_dim: int | None = 128,
         time_conditioning: bool = False,
         checkpointing: bool = False,
     ) -> None:
         super().__init__()
+        if time_conditioning and condition_dim is None:
+            raise ValueError("`condition_dim` must be given with `time_conditioning`, but is null.")
         self.time_conditioning = time_conditioning
         self.waves = SinusoidalPositions(NUM_FREQUENCIES)
-        self.condition = nn.Sequential(
-            nn.Linear(NUM_FREQUENCIES, condition_dim),
-            nn.SiLU(),
-            nn.Linear(condition_dim, condition_dim),
-        )
+        self.condition = _noise_embedding(condition_dim)
         self.transformer = TextTransformer(
             vocab_size=vocab_size,
             d_model=d_model,
@@ -109,12 +111,25 @@ class MdlmModel(nn.Module):
             if embedding is not None:
                 nn.init.normal_(embedding.weight)
 
-    def _condition(self, total_noise: Tensor | None) -> Tensor:
+    def _condition(self, total_noise: Tensor | None) -> Tensor | None:
         """(B, G), or (1, G) where all rows have the same."""
+        if self.condition is None:
+            return None
         if total_noise is None or not self.time_conditioning:
             total_noise = torch.zeros(1, device=self.transformer.head.weight.device)
         waves = self.waves(total_noise).to(self.transformer.head.weight.dtype)
         return self.condition(waves)
+
+
+def _noise_embedding(condition_dim: int | None) -> nn.Module | None:
+    """From waves to (B, G)."""
+    if condition_dim is None:
+        return None
+    return nn.Sequential(
+        nn.Linear(NUM_FREQUENCIES, condition_dim),
+        nn.SiLU(),
+        nn.Linear(condition_dim, condition_dim),
+    )
 
 
 def without_mask(logits: Tensor, mask_token_id: int) -> Tensor:
