@@ -161,10 +161,8 @@ def test_the_short_demo_has_all_stages_of_the_long_ones(tmp_path: Path) -> None:
     assert isinstance(FullTextLMDemo.short(tmp_path), FullTextLMDemo)
 
 
-def test_tokens_of_a_step_are_read_from_ids_and_from_text() -> None:
+def test_tokens_of_a_step_are_read_from_its_text() -> None:
     tokenizer = build_tokenizer(TokenizerConfig(type="numbers", count=12))
-    ids = [*tokenizer.encode("0 [MASK] 11"), tokenizer.eos_token_id, tokenizer.pad_token_id]
-    assert state_of(ids, tokenizer) == ["0", "_", "11", ".", "."]
     assert state_of({"step": 1, "text": "0 [MASK] 11"}, tokenizer) == ["0", "_", "11"]
 
 

@@ -17,8 +17,8 @@ from whalesong.demos.textlm_graphs import outcomes
 from whalesong.experiment import quiet_libraries
 
 BATCH_SIZE = 100
-OPEN, END = "_", "."
-"""What stands for a token that is still masked, and for what is behind the text."""
+OPEN = "_"
+"""What stands for a token that is still masked."""
 
 
 def main(folder: Path, task: str, num_test: int, archives: Sequence[Path]) -> None:
@@ -78,20 +78,9 @@ def step_by_step(model: Any, row: Mapping[str, Any]) -> dict[str, Any]:
     return {"prompt": row["prompt"], "truth": row["truth"], "states": changed}
 
 
-def state_of(step: Any, tokenizer: Any) -> list[str]:
-    """The tokens of a step, `_` for one that is open, `.` for end and padding.
-
-    Args:
-        step: token ids, or a dictionary with the `text`.
-    """
-    if isinstance(step, dict):
-        return [OPEN if word == tokenizer.mask_token else word for word in step["text"].split()]
-    shown = {
-        tokenizer.mask_token_id: OPEN,
-        tokenizer.eos_token_id: END,
-        tokenizer.pad_token_id: END,
-    }
-    return [shown.get(token) or tokenizer.decode([token]) for token in step]
+def state_of(step: Mapping[str, Any], tokenizer: Any) -> list[str]:
+    """The tokens of a step's `text`, with `_` for an open one."""
+    return [OPEN if token == tokenizer.mask_token else token for token in step["text"].split()]
 
 
 if __name__ == "__main__":

@@ -8,9 +8,6 @@ from whalesong.modules.kv_cache import KVCache
 from whalesong.modules.transformer import Transformer
 from whalesong.modules.transformer_block import Activation
 
-INIT_STD = 0.02
-"""Standard deviation of embeddings at the start."""
-
 
 class TextTransformer(nn.Module):
     """Token embedding, the transformer of the house, and an output layer of its own.
@@ -30,6 +27,8 @@ class TextTransformer(nn.Module):
             graph, is hard to read without it for a model that sees both sides.
         final_norm: a norm comes before the output layer.
         condition_dim: G, width of a global condition (adaLN), such as the noise level.
+        embedding_std: standard deviation of all embeddings at the start. Where tokens are to be
+            copied and compared, 1 learns in a third of the steps that 0.02 takes.
         zero_init_head: the output layer starts as zero, so that all tokens are equally likely.
         checkpointing: recompute each block in the backward pass, to save memory.
     """
@@ -49,14 +48,16 @@ class TextTransformer(nn.Module):
         prompt_positions: int = 0,
         final_norm: bool = True,
         condition_dim: int | None = None,
+        embedding_std: float = 0.02,
         zero_init_head: bool = False,
         checkpointing: bool = False,
     ) -> None:
         super().__init__()
         self.vocab_size = vocab_size
-        self.embedding = nn.Embedding(vocab_size, d_model)
-        nn.init.normal_(self.embedding.weight, std=INIT_STD)
-        self.prompt_embedding = _prompt_embedding(prompt_positions, d_model)
+        self.embedding = _embedding(vocab_size, d_model, embedding_std)
+        self.prompt_embedding = (
+            _embedding(prompt_positions, d_model, embedding_std) if prompt_positions else None
+        )
         self.transformer = Transformer(
             d_model=d_model,
             num_layers=num_layers,
@@ -132,11 +133,9 @@ class TextTransformer(nn.Module):
         return self.prompt_embedding(index) * kept[..., None]
 
 
-def _prompt_embedding(num_positions: int, d_model: int) -> nn.Embedding | None:
-    if not num_positions:
-        return None
-    embedding = nn.Embedding(num_positions, d_model)
-    nn.init.normal_(embedding.weight, std=INIT_STD)
+def _embedding(num_embeddings: int, d_model: int, std: float) -> nn.Embedding:
+    embedding = nn.Embedding(num_embeddings, d_model)
+    nn.init.normal_(embedding.weight, std=std)
     return embedding
 
 

@@ -199,6 +199,15 @@ def test_only_with_time_conditioning_the_noise_is_told() -> None:
         torch.testing.assert_close(model(ids), model(ids, total_noise=torch.zeros(2)))
 
 
+def test_a_model_without_an_embedding_of_the_noise_cannot_be_told_it() -> None:
+    sizes = {"vocab_size": SIZE, "d_model": 8, "num_layers": 1, "num_heads": 1}
+    model = MdlmModel(**sizes, condition_dim=None)
+    assert not any("modulation" in name for name, _ in model.named_parameters())
+    assert model(torch.tensor([[7, MASK]]), total_noise=torch.ones(1)).shape == (1, 2, SIZE)
+    with pytest.raises(ValueError, match="`condition_dim` must be given with `time_conditioning`"):
+        MdlmModel(**sizes, condition_dim=None, time_conditioning=True)
+
+
 def test_what_is_seen_stands_on_both_sides() -> None:
     model, ids = build_model(), torch.randint(7, SIZE, (1, 6))
     for changed in (0, 5):

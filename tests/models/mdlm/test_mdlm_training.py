@@ -80,7 +80,7 @@ def test_a_few_graphs_are_learned_by_heart(training: Training) -> None:
 @pytest.mark.slow
 def test_the_way_is_found(training: Training) -> None:
     graphs = training.graphs("train", 50_000)
-    for _ in range(3000):
+    for _ in range(3500):
         chosen = torch.randint(len(graphs), (64,)).tolist()
         training.step([graphs[index] for index in chosen])
     assert training.exact_match(training.graphs("test", 1000)) >= 0.9

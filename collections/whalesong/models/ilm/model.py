@@ -53,12 +53,10 @@ class IlmModel(TextTransformer):
             activation=activation,
             dropout=dropout,
             prompt_positions=prompt_positions,
+            embedding_std=EMBEDDING_STD,
             final_norm=final_norm,
             checkpointing=checkpointing,
         )
-        for part in self.modules():
-            if isinstance(part, nn.Embedding):
-                nn.init.normal_(part.weight, std=EMBEDDING_STD)
         self.stop_head = StopHead(d_model)
 
     def stop_logits(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:

@@ -71,10 +71,10 @@ class MdlmModel(nn.Module):
             rotary=rotary,
             prompt_positions=prompt_positions,
             condition_dim=condition_dim,
+            embedding_std=1.0,
             zero_init_head=True,
             checkpointing=checkpointing,
         )
-        self._start_embeddings()
 
     def forward(
         self,
@@ -101,15 +101,6 @@ class MdlmModel(nn.Module):
             condition=self._condition(total_noise),
         )
         return self.transformer.head(hidden if at is None else hidden[at])
-
-    def _start_embeddings(self) -> None:
-        """Tokens and prompt positions start as large as what the layers add to them.
-
-        Smaller ones drown: copying from the prompt is then learned in twice the steps.
-        """
-        for embedding in (self.transformer.embedding, self.transformer.prompt_embedding):
-            if embedding is not None:
-                nn.init.normal_(embedding.weight)
 
     def _condition(self, total_noise: Tensor | None) -> Tensor | None:
         """(B, G), or (1, G) where all rows have the same."""
