@@ -14,8 +14,7 @@ NUM_FREQUENCIES = 256
 class MdlmModel(nn.Module):
     """From a partly masked text to logits of its tokens (arXiv 2406.07524).
 
-    The noise scales, shifts and gates every layer (adaLN, arXiv 2212.09748). The output layer
-    starts as zero.
+    The noise scales, shifts and gates every layer (adaLN, arXiv 2212.09748).
 
     Args:
         vocab_size: V.
@@ -31,6 +30,7 @@ class MdlmModel(nn.Module):
             and no adaLN, of which nothing depends on the noise without `time_conditioning`.
         time_conditioning: the layers are told the noise; otherwise they are told 0 always, as what
             is masked says it already, and generation is faster by far.
+        zero_init_head: the output layer starts as zero.
         checkpointing: recompute each block in the backward pass, to save memory.
 
     Raises:
@@ -51,6 +51,7 @@ class MdlmModel(nn.Module):
         prompt_positions: int = 0,
         condition_dim: int | None = 128,
         time_conditioning: bool = False,
+        zero_init_head: bool = True,
         checkpointing: bool = False,
     ) -> None:
         super().__init__()
@@ -72,7 +73,7 @@ class MdlmModel(nn.Module):
             prompt_positions=prompt_positions,
             condition_dim=condition_dim,
             embedding_std=1.0,
-            zero_init_head=True,
+            zero_init_head=zero_init_head,
             checkpointing=checkpointing,
         )
 
