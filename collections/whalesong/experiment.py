@@ -29,13 +29,13 @@ def run(cfg: DictConfig) -> None:
         ConfigError: something in it is wrong; nothing heavy has been imported by then.
     """
     job = check_job(cfg)
-    cfg = assembled(resolved(cfg))
+    cfg = resolved(cfg)
     if job.job_type == "train":
-        train(cfg, job)
+        train(assembled(cfg), job)
         return
     if job.job_type == "eval":
         archive = find_archive(job.eval.ckpt_path, job, key="eval.ckpt_path")
-        data = check_evaluation(cfg)
+        data = check_evaluation(assembled(cfg))
         quiet_libraries()
         from whalesong import inference  # torch and NeMo only when they are needed
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from whalesong.core.compose import compose
+from whalesong.core.errors import ConfigError
 
 
 @pytest.fixture
@@ -61,3 +62,12 @@ def test_a_goal_that_is_not_reached_stops_nothing(
     train("arlm", "stop_at={val_exact_match: 1.0}", "trainer.val_check_interval=2")
     assert "Stopped" not in capsys.readouterr().out
     assert "step-4-last.ckpt" in checkpoints(tmp_path)
+
+
+def test_a_request_needs_no_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from whalesong.experiment import run
+
+    monkeypatch.chdir(tmp_path)
+    job = ["job_type=predict", "experiment=text_arlm", "predict.num_samples=1"]
+    with pytest.raises(ConfigError, match="`predict.ckpt_path` is mandatory"):
+        run(compose("config", overrides=job))

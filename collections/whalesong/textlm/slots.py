@@ -1,6 +1,7 @@
 """Rows of models that fill slots: a prompt, and as many slots for a target as a block has."""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -111,3 +112,29 @@ class SlotRows:
 
     def _is_slot(self, batch: Batch) -> Tensor:
         return batch["attention_mask"] & ~batch["prompt_mask"]
+
+
+class SlotPredCollator:
+    """Batches to generate from, with prompts or without; see `SlotRows.to_fill` for the keys.
+
+    Args:
+        tokenizer: its BOS, EOS, PAD and MASK are used.
+        block_size: slots of a target, EOS and padding included.
+        input_block_size: most tokens of a prompt with BOS.
+    """
+
+    family: ClassVar[str]
+    """Named in errors."""
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, block_size: int, input_block_size: int
+    ) -> None:
+        self.rows = SlotRows(tokenizer, block_size, input_block_size, family=self.family)
+
+    def load(self, example: TokenExample) -> TokenExample:
+        """Refuse an example that does not fit."""
+        return self.rows.checked(example)
+
+    def __call__(self, examples: Sequence[TokenExample]) -> Batch:
+        """Batch examples with `prompt_ids`, `partial_ids`, both or neither."""
+        return self.rows.to_fill([self.load(example) for example in examples])

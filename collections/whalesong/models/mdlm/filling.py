@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from whalesong.core.parts import Batch
+from whalesong.core.parts import Batch, NoiseSchedule
 from whalesong.models.mdlm.model import MdlmModel
-from whalesong.models.mdlm.noise_schedule import NoiseSchedule, mask_rate
+from whalesong.models.mdlm.noise_schedule import mask_rate
 from whalesong.modules.generation.sampling import RowNoise, SamplingSettings, sample
 from whalesong.textlm.unmasking import Unmasking
 

@@ -1,27 +1,12 @@
 """How noisy a text is at each moment between 0, clean, and 1, all masked."""
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from whalesong.core.errors import ConfigError
-
-
-@runtime_checkable
-class NoiseSchedule(Protocol):
-    """A token is masked at time t with the probability `1 - exp(-total_noise(t))`."""
-
-    min_time: float
-    """The earliest time that is trained on, and at which generation ends."""
-
-    def total_noise(self, t: Tensor) -> Tensor:
-        """The noise so far, sigma(t); any shape."""
-        ...
-
-    def noise_rate(self, t: Tensor) -> Tensor:
-        """How fast it grows, the derivative of `total_noise`."""
-        ...
+from whalesong.core.parts import NoiseSchedule
 
 
 class LogLinearNoise:

@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 
 from transformers import PreTrainedTokenizerBase
 
-from whalesong.core.parts import Batch
+from whalesong.core.parts import Batch, NoiseSchedule
 from whalesong.models.mdlm.filling import (
     NOISE_STREAMS,
     Filling,
@@ -14,7 +14,7 @@ from whalesong.models.mdlm.filling import (
     fill_by_confidence,
 )
 from whalesong.models.mdlm.model import MdlmModel
-from whalesong.models.mdlm.noise_schedule import NoiseSchedule, require_schedule
+from whalesong.models.mdlm.noise_schedule import require_schedule
 from whalesong.modules.generation.sampling import SamplingSettings
 from whalesong.textlm.generating import generating, row_noise, unwritable_ids
 from whalesong.textlm.rows import plain_rows

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from whalesong.core.parts import Batch
 from whalesong.textlm.collation import TokenExample
-from whalesong.textlm.slots import IGNORED, SlotRows
+from whalesong.textlm.slots import IGNORED, SlotPredCollator, SlotRows
 
 FAMILY = "mlm"
 
@@ -82,27 +82,10 @@ class DefaultMlmCollator(MlmSeq2SeqCollator):
         return super().load({key: example[key] for key in example if key != "prompt_ids"})
 
 
-class MlmSeq2SeqPredCollator:
-    """Batches to generate from, with prompts or without; see `SlotRows.to_fill` for the keys.
+class MlmSeq2SeqPredCollator(SlotPredCollator):
+    """Batches whose slots mlm fills."""
 
-    Args:
-        tokenizer: its BOS, EOS, PAD and MASK are used.
-        block_size: slots of a target, EOS and padding included.
-        input_block_size: most tokens of a prompt with BOS.
-    """
-
-    def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, block_size: int, input_block_size: int
-    ) -> None:
-        self.rows = SlotRows(tokenizer, block_size, input_block_size, family=FAMILY)
-
-    def load(self, example: TokenExample) -> TokenExample:
-        """Refuse an example that does not fit."""
-        return self.rows.checked(example)
-
-    def __call__(self, examples: Sequence[TokenExample]) -> Batch:
-        """Batch examples with `prompt_ids`, `partial_ids`, both or neither."""
-        return self.rows.to_fill([self.load(example) for example in examples])
+    family = FAMILY
 
 
 def draw_masks(may_mask: Tensor) -> Tensor:
