@@ -120,10 +120,7 @@ def check_prediction(job: JobConfig) -> None:
     audio, prompts, begin = request.audio, request.prompts, request.begin
     wanted = (audio, prompts, request.conditions, begin, request.infill, request.num_samples)
     if not any(wanted):
-        raise ConfigError(
-            "`predict` must ask for something: `predict.prompts` or `predict.audio`, or what else "
-            "the model takes, but all of them are empty."
-        )
+        raise ConfigError("`predict.audio` or `predict.prompts` is mandatory, but both are empty.")
     if audio and len(prompts) not in (0, 1, len(audio)):
         raise ConfigError(
             f"`predict.prompts` must hold one prompt, or one for each of the {len(audio)} audio "
