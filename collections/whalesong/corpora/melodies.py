@@ -20,7 +20,8 @@ from whalesong.core.errors import ConfigError
 from whalesong.corpora.grammar import Split
 from whalesong.corpora.instruments import partials, shaped
 from whalesong.corpora.music_captions import midi_to_hz
-from whalesong.corpora.music_shar import SplitSummary, as_cut, write_splits
+from whalesong.corpora.music_shar import SplitSummary, write_splits
+from whalesong.corpora.recordings import as_cut
 from whalesong.corpora.splits import split_counts
 
 FRAME_RATE = 50

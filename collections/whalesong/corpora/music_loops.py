@@ -21,7 +21,8 @@ from whalesong.corpora.music_captions import (
     midi_to_hz,
     styles,
 )
-from whalesong.corpora.music_shar import SplitSummary, as_cut, write_splits
+from whalesong.corpora.music_shar import SplitSummary, write_splits
+from whalesong.corpora.recordings import as_cut
 from whalesong.corpora.splits import split_counts
 
 CHORDS: tuple[tuple[int, ...], ...] = ((0, 3, 4, 0), (0, 5, 3, 4), (0, 4, 5, 3), (0, 1, 4, 0))

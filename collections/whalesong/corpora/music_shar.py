@@ -5,14 +5,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from lhotse import MonoCut, SupervisionSegment
+from lhotse import MonoCut
 from lhotse.shar import SharWriter
 from tqdm.auto import tqdm
 
 from whalesong.core.atomic import atomic_folder
 from whalesong.corpora.grammar import Split
-from whalesong.corpora.recordings import recording_in_memory
 
 
 @dataclass(frozen=True)
@@ -23,38 +21,6 @@ class SplitSummary:
     duration_s: float
     instruments: dict[str, int]
     """Loops of each."""
-
-
-def as_cut(
-    cut_id: str, audio: np.ndarray, sample_rate: int, *, text: str, attributes: dict[str, object]
-) -> MonoCut:
-    """Samples (N,) as a cut that keeps them in 16 bits.
-
-    Args:
-        cut_id: of the cut, its recording and its supervision.
-        audio: from -1 to 1.
-        sample_rate: in Hz.
-        text: of the supervision, in English.
-        attributes: custom attributes; write_split needs `instrument` among them.
-    """
-    recording = recording_in_memory(audio, cut_id, sample_rate)
-    supervision = SupervisionSegment(
-        id=cut_id,
-        recording_id=cut_id,
-        start=0.0,
-        duration=recording.duration,
-        text=text,
-        language="en",
-    )
-    return MonoCut(
-        id=cut_id,
-        start=0.0,
-        duration=recording.duration,
-        channel=0,
-        recording=recording,
-        supervisions=[supervision],
-        custom=attributes,
-    )
 
 
 def write_splits(
@@ -90,7 +56,7 @@ def write_splits(
 def write_split(
     folder: Path, cuts: Iterator[MonoCut], *, count: int, shard_size: int
 ) -> SplitSummary:
-    """Write `count` cuts of `as_cut` as shar with `cuts` and flac `recording`."""
+    """Write `count` cuts, each with an `instrument`, as shar with `cuts` and flac `recording`."""
     folder.mkdir()
     duration_s, instruments = 0.0, Counter()
     with SharWriter(str(folder), fields={"recording": "flac"}, shard_size=shard_size) as writer:

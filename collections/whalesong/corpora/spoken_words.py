@@ -5,12 +5,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from lhotse import MonoCut, SupervisionSegment
+from lhotse import MonoCut
 
 from whalesong.corpora.dialogues import AGENT, trim
 from whalesong.corpora.espeak import Synthesizer
 from whalesong.corpora.questions import VOCABULARY, draw_questions
-from whalesong.corpora.recordings import recording_in_memory
+from whalesong.corpora.recordings import as_cut
 from whalesong.corpora.spoken_commands import draw_manner
 from whalesong.data.shar import SharSummary, write_shar
 
@@ -64,7 +64,7 @@ def speak_words(*, count: int, seed: int, sample_rate: int) -> Iterator[MonoCut]
         silences = (rng.uniform(*_SILENCE_BEFORE_S), rng.uniform(*_SILENCE_BEHIND_S))
         padding = [round(seconds * sample_rate) for seconds in silences]
         waveform = np.pad(trim(synthesizer.speak(text, **manner)), padding)
-        yield _as_cut(f"words-{index:06d}", text, waveform, sample_rate)
+        yield as_cut(f"words-{index:06d}", waveform, sample_rate, text=text)
 
 
 def _texts(rng: random.Random) -> Iterator[tuple[str, bool]]:
@@ -77,23 +77,3 @@ def _texts(rng: random.Random) -> Iterator[tuple[str, bool]]:
             yield question.answer if is_agent else question.text, is_agent
         else:
             yield " ".join(rng.choices(VOCABULARY, k=rng.randint(1, _MOST_WORDS))), is_agent
-
-
-def _as_cut(cut_id: str, text: str, waveform: np.ndarray, sample_rate: int) -> MonoCut:
-    recording = recording_in_memory(waveform, cut_id, sample_rate)
-    supervision = SupervisionSegment(
-        id=cut_id,
-        recording_id=cut_id,
-        start=0.0,
-        duration=recording.duration,
-        text=text,
-        language="en",
-    )
-    return MonoCut(
-        id=cut_id,
-        start=0.0,
-        duration=recording.duration,
-        channel=0,
-        recording=recording,
-        supervisions=[supervision],
-    )

@@ -92,6 +92,11 @@ class TextCollator:
         return encode(self.tokenizer, text)
 
 
+def without_prompt(example: TokenExample) -> TokenExample:
+    """The example as a text alone."""
+    return {key: value for key, value in example.items() if key != "prompt_ids"}
+
+
 def check_tokens(examples: Sequence[TokenExample], *, vocab_size: int) -> None:
     """Refuse examples without a target, or with token ids that no embedding has.
 

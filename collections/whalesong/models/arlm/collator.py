@@ -7,7 +7,13 @@ from transformers import PreTrainedTokenizerBase
 
 from whalesong.core.errors import DataError
 from whalesong.core.parts import Batch
-from whalesong.textlm.collation import TokenExample, check_lengths, left_padded, right_padded
+from whalesong.textlm.collation import (
+    TokenExample,
+    check_lengths,
+    left_padded,
+    right_padded,
+    without_prompt,
+)
 from whalesong.textlm.tokenizers import require
 
 IGNORED = -100
@@ -147,4 +153,4 @@ class DefaultArlmCollator(ArlmSeq2SeqCollator):
 
     def load(self, example: TokenExample) -> TokenExample:
         """Give an example without its prompt; a `DataError` refuses one that is too long."""
-        return super().load({key: example[key] for key in example if key != "prompt_ids"})
+        return super().load(without_prompt(example))

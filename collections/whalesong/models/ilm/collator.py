@@ -8,7 +8,13 @@ from transformers import PreTrainedTokenizerBase
 
 from whalesong.core.errors import DataError
 from whalesong.core.parts import Batch
-from whalesong.textlm.collation import TokenExample, check_lengths, left_padded, right_padded
+from whalesong.textlm.collation import (
+    TokenExample,
+    check_lengths,
+    left_padded,
+    right_padded,
+    without_prompt,
+)
 from whalesong.textlm.tokenizers import require
 
 
@@ -168,7 +174,7 @@ class DefaultIlmPredCollator(IlmSeq2SeqPredCollator):
         """Take a prompt for known tokens after which text may follow; refuse what is too long."""
         if prompt := example.get("prompt_ids"):
             example = {**example, "partial_ids": [*prompt, self.tokenizer.mask_token_id]}
-        return super().load({key: example[key] for key in example if key != "prompt_ids"})
+        return super().load(without_prompt(example))
 
 
 def draw_missing(mask: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from whalesong.core.parts import Batch
 from whalesong.models.mdlm.noise_schedule import mask_rate, require_schedule, sample_times
-from whalesong.textlm.collation import TokenExample
+from whalesong.textlm.collation import TokenExample, without_prompt
 from whalesong.textlm.slots import SlotPredCollator, SlotRows
 
 FAMILY = "mdlm"
@@ -75,7 +75,7 @@ class DefaultMdlmCollator(MdlmSeq2SeqCollator):
 
     def load(self, example: TokenExample) -> TokenExample:
         """Give an example without its prompt; a `DataError` refuses one that does not fit."""
-        return super().load({key: example[key] for key in example if key != "prompt_ids"})
+        return super().load(without_prompt(example))
 
 
 class MdlmSeq2SeqPredCollator(SlotPredCollator):

@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from whalesong.core.parts import Batch
-from whalesong.textlm.collation import TokenExample
+from whalesong.textlm.collation import TokenExample, without_prompt
 from whalesong.textlm.slots import IGNORED, SlotPredCollator, SlotRows
 
 FAMILY = "mlm"
@@ -79,7 +79,7 @@ class DefaultMlmCollator(MlmSeq2SeqCollator):
 
     def load(self, example: TokenExample) -> TokenExample:
         """Give an example without its prompt; a `DataError` refuses one that does not fit."""
-        return super().load({key: example[key] for key in example if key != "prompt_ids"})
+        return super().load(without_prompt(example))
 
 
 class MlmSeq2SeqPredCollator(SlotPredCollator):
