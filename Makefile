@@ -1,6 +1,6 @@
 # Each target makes the virtual environment .venv first, when it is missing or out of date.
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-music demo-audiolm demo-duplex demo-text demo-text-full test test-slow lint format clean-demo
+.PHONY: help demo demo-music demo-audiolm demo-duplex demo-text demo-text-full test test-slow test-faults lint format clean-demo
 
 BIN := .venv/bin
 DEMO_FLAGS ?=
@@ -36,6 +36,9 @@ test: .venv/.installed  ## run the default tests: offline, about 6 minutes on 2 
 
 test-slow: .venv/.installed  ## run the slow tests: whole trainings, clean installations
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow $(TEST_FLAGS)
+
+test-faults: .venv/.installed  ## break everything on purpose and print what survived, in 20 minutes
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m faults tests/faults $(TEST_FLAGS)
 
 lint: .venv/.installed  ## check style, format and import contracts
 	$(BIN)/ruff check .

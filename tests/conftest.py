@@ -14,4 +14,5 @@ pytest_plugins = [
     "fixtures.codes",
     "fixtures.duplex",
     "fixtures.textlm",
+    "fixtures.figures",
 ]
