@@ -14,5 +14,5 @@ def test_a_few_graphs_are_learned_by_heart() -> None:
 def test_the_way_is_found() -> None:
     training = StarTraining("mlm", ff_mult=2)
     graphs = training.graphs("train", 50_000)
-    list(training.train(graphs, num_steps=1500, lr=3e-3, batch_size=64))
+    list(training.train(graphs, num_steps=3000, lr=3e-3, batch_size=64))
     assert training.exact_match(training.graphs("test", 1000)) >= 0.9
