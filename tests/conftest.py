@@ -14,5 +14,6 @@ pytest_plugins = [
     "fixtures.codes",
     "fixtures.duplex",
     "fixtures.textlm",
+    "fixtures.families",
     "fixtures.figures",
 ]

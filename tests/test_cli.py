@@ -65,8 +65,8 @@ def test_debug_modes_pass_the_schemas(jobs: list[DictConfig], debug: str) -> Non
         ([], "`job_type` is mandatory, but has no value."),
         (
             ["job_type=trian"],
-            "`job_type` must be one of train, eval, predict, generate, prepare_data, list, but is"
-            " 'trian' instead; did you mean `train`?",
+            "`job_type` must be one of train, eval, predict, generate, prepare_data, list, inspect,"
+            " but is 'trian' instead; did you mean `train`?",
         ),
         (
             ["job_type=train"],

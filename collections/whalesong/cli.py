@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from whalesong.core.commands import CommandLine, parse_command_line, run_command
+from whalesong.core.errors import ConfigError
 from whalesong.core.external import Command, ComposedJob, Registry, activate_for, discover
 from whalesong.core.external.jobs import command_of, refuse_taken_names
 from whalesong.core.external.jobs import run as run_custom
@@ -25,6 +26,7 @@ job types:
   job_type=predict        generate with predict.ckpt_path=FILE (also: job_type=generate)
   job_type=prepare_data   look at the data of an experiment and write it as files
   job_type=list           show all models, where they are, and which of them are broken
+  job_type=inspect        show what model=FILE holds (.nemo or .ckpt), without loading it
   job_type=NAME           a command of an external model (its configs/commands.yaml)
 
 keys of a job:
@@ -42,6 +44,7 @@ examples:
   xlm job_type=train model=mlm model_type=mlm datamodule=star_mini_mlm
   xlm job_type=eval experiment=star_easy_arlm eval.ckpt_path=first.nemo
   xlm job_type=predict predict.ckpt_path=first.nemo 'predict.prompts=["0 1 1 2 0 3 0 2"]'
+  xlm job_type=inspect model=first.nemo
   xlm job_type=train job_name=first experiment=salm_demo
   xlm --cfg job job_type=train experiment=salm_demo
   xlm --cfg schema model.target=SALM > whalesong.schema.json
@@ -107,6 +110,11 @@ def _run_job(
     if line.job_type == "list" and job_type is None and line.printed is None:
         _list_models(discover())
         return
+    if line.job_type == "inspect" and job_type is None and line.printed is None:
+        from whalesong import inspection
+
+        inspection.run(line.overrides)
+        return
     job = line.compose_job(script_dir=script_dir)
     cfg = job.cfg
     if job_type is not None:
@@ -159,6 +167,8 @@ def _start(job: ComposedJob, checked: JobConfig) -> None:
     """Import what the job needs, and do it."""
     if checked.job_type == "list":
         _list_models(job.registry)
+    elif checked.job_type == "inspect":
+        raise ConfigError("`job_type=inspect` stands on the command line, with model=FILE.")
     elif checked.job_type == "prepare_data":
         from whalesong import preparation
 

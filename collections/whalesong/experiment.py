@@ -3,20 +3,35 @@
 import logging
 import os
 import shlex
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from whalesong.core.errors import ConfigError, DataError
-from whalesong.core.families import Family, assembled, family_of
+from whalesong.core.errors import ConfigError, DataError, UserError
+from whalesong.core.external.activation import activate_for
+from whalesong.core.families import Family, assembled, family_of, schemas_of
+from whalesong.core.instantiate import check_targets
 from whalesong.core.job_config import JobConfig, check_job
+from whalesong.core.log_files import log_files_closed
+from whalesong.core.printable import one_line
 from whalesong.core.schema import resolved, validate
+from whalesong.core.schema_errors import near
+from whalesong.core.signatures import check_arguments
 from whalesong.data.config import DataConfig
+from whalesong.data.input_schema import GeneratedItem
 
 if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
     from whalesong.data.datamodule import LanguageDataModule
+
+_LAUNCHERS = {"TORCHELASTIC_RUN_ID", "SLURM_PROCID"}
+"""Variables by which torchrun and srun make a command line of ranks."""
+
+_SECTIONS = ("model", "model_type", "datamodule", "data")
 
 
 def run(cfg: DictConfig) -> None:
@@ -28,14 +43,14 @@ def run(cfg: DictConfig) -> None:
     Raises:
         ConfigError: something in it is wrong; nothing heavy has been imported by then.
     """
-    job = check_job(cfg)
-    cfg = resolved(cfg)
+    job, ready = checked(cfg)
     if job.job_type == "train":
-        train(assembled(cfg), job)
+        with log_files_closed():
+            train(ready, job)
         return
     if job.job_type == "eval":
         archive = find_archive(job.eval.ckpt_path, job, key="eval.ckpt_path")
-        data = check_evaluation(assembled(cfg))
+        data = check_evaluation(ready)
         quiet_libraries()
         from whalesong import inference  # torch and NeMo only when they are needed
 
@@ -49,23 +64,57 @@ def run(cfg: DictConfig) -> None:
         inference.predict(archive, job)
 
 
+def checked(cfg: DictConfig) -> tuple[JobConfig, DictConfig]:
+    """Check all of a job that can be checked without files and heavy imports.
+
+    Returns:
+        Its top level; and the job without interpolations, for training and evaluation with the
+        sections `model` and `data` that every family has.
+
+    Raises:
+        ConfigError: something in it is wrong.
+    """
+    job = check_job(cfg)
+    cfg = resolved(cfg)
+    if job.job_type == "train":
+        ready = assembled(cfg)
+        check_training(ready)
+        check_classes(cfg)
+        return job, ready
+    check_given(cfg)
+    if job.job_type != "eval":
+        return job, cfg
+    ready = assembled(cfg)
+    check_evaluation(ready)
+    return job, ready
+
+
 def train(cfg: DictConfig, job: JobConfig) -> None:
     """Train, then leave one `.nemo` in the checkpoint folder."""
     family, data_config = check_training(cfg)
     quiet_libraries()
     from lightning.pytorch import seed_everything
 
+    from whalesong.core.atomic import full_disk_named
     from whalesong.core.callbacks import GracefulStop, StopAt
-    from whalesong.core.trainer import build_trainer, start_exp_manager
+    from whalesong.core.guard import FiniteGuard
+    from whalesong.core.logged_names import LoggedNames
+    from whalesong.core.stopping import STOP
+    from whalesong.core.trainer import build_trainer, start_exp_manager, time_limit
     from whalesong.data.datamodule import LanguageDataModule, check_inputs
 
     check_inputs(data_config, ("train_ds", "validation_ds"))
     if job.seed is not None:
         seed_everything(job.seed, verbose=False)
-    callbacks = [GracefulStop(resume_command=resume_hint(job)), StopAt(job.stop_at)]
+    callbacks = [
+        GracefulStop(resume_command=resume_hint(job), max_seconds=time_limit(job.exp_manager)),
+        LoggedNames(job.stop_at),
+        StopAt(job.stop_at),
+        FiniteGuard(max_skipped_steps=job.max_skipped_steps),
+    ]
     trainer = build_trainer(job.trainer, callbacks=callbacks)
     log_dir = start_exp_manager(trainer, job.exp_manager)
-    model = family.load_class()(cfg.model, trainer)
+    model = build_model(family, cfg, trainer)
     data = LanguageDataModule(
         data_config,
         train_collator=model.parts.train_collator,
@@ -74,9 +123,52 @@ def train(cfg: DictConfig, job: JobConfig) -> None:
     )
     model.validation_names = data.val_names
     model.seed = job.seed if job.seed is not None else data_config.train_ds.seed
-    trainer.fit(model, data)
+    STOP.check()
+    with full_disk_named(log_dir):
+        trainer.fit(model, data)
     if trainer.is_global_zero and log_dir is not None:
         report_training(log_dir, trainer.callback_metrics, data=data)
+
+
+def build_model(family: Family, cfg: DictConfig, trainer: "Trainer") -> Any:
+    """The model of a job.
+
+    Raises:
+        ConfigError: its parts refuse a value.
+    """
+    try:
+        return family.load_class()(cfg.model, trainer)
+    except UserError:
+        raise
+    except ValueError as error:  # how modules, which know no YAML, refuse a value
+        raise ConfigError(f"`model`: {one_line(error)}") from error
+
+
+def check_classes(cfg: DictConfig) -> None:
+    """Check every class that the sections of a model and of data name, and its arguments.
+
+    Raises:
+        ConfigError: a class that is not allowed, or an argument that it does not take.
+    """
+    content = OmegaConf.to_container(cfg)
+    sections = {key: content[key] for key in _SECTIONS if key in content}
+    activate_for(sections)
+    for key, section in sections.items():
+        if key != "data":
+            check_targets({key: section})
+        check_arguments(section, path=key, item_keys=GeneratedItem.model_fields)
+
+
+def check_given(cfg: DictConfig) -> None:
+    """Check what a job has of a model and of data without needing it, as the use of an archive.
+
+    Raises:
+        ConfigError: an unknown key, a wrong value, or a class that is not allowed.
+    """
+    for section, schema in {**schemas_of(cfg), "data": DataConfig}.items():
+        if cfg.get(section):
+            validate(schema, cfg[section], path=section, partial=True)
+    check_classes(cfg)
 
 
 def check_training(cfg: DictConfig) -> tuple[Family, DataConfig]:
@@ -86,13 +178,20 @@ def check_training(cfg: DictConfig) -> tuple[Family, DataConfig]:
         ConfigError: naming the YAML path.
     """
     target = OmegaConf.select(cfg, "model.target")
+    if target is None and cfg.get("datamodule"):
+        raise ConfigError(
+            "`model_type` is missing beside `datamodule`; choose one with model_type=NAME."
+        )
+    for key in cfg.get("model") or {} if target is None else ():
+        if near(key, ["target"]):
+            raise ConfigError(f"`model.{key}` is not a known key; did you mean `target`?")
     if target is None:
         raise ConfigError("`model.target` is mandatory, but has no value; for example: SALM.")
     family = family_of(target)
     validate(family.load_schema(), cfg.model, path="model")
-    if OmegaConf.select(cfg, "data.train_ds") is None:
+    data = validate(DataConfig, cfg.get("data") or {}, path="data")
+    if data.train_ds is None:
         raise ConfigError("`data.train_ds` is mandatory for job_type=train, but has no value.")
-    data = validate(DataConfig, cfg.data, path="data")
     cfg.model.target = family.target
     return family, data
 
@@ -155,11 +254,17 @@ def find_archive(path: str | None, job: JobConfig, *, key: str) -> Path:
 
 
 def resume_hint(job: JobConfig) -> str:
-    """How to go on after a stop."""
-    command = shlex.join([Path(sys.executable).name, *sys.argv])
-    if job.exp_manager is not None and job.exp_manager.resume_if_exists:
-        return f"To go on: {command}"
-    return f"To go on: {command} exp_manager.resume_if_exists=true"
+    """How to go on after a stop; nothing where no checkpoints are kept."""
+    if job.exp_manager is None:
+        return ""
+    resumes = job.exp_manager.resume_if_exists
+    override = "" if resumes else " exp_manager.resume_if_exists=true"
+    if _LAUNCHERS & os.environ.keys():  # their command line is not this process's
+        return f"To go on, start it in the same way again{override and f', with{override}'}."
+    command = sys.orig_argv
+    if len(command) > 1 and shutil.which(Path(command[1]).name) == command[1]:
+        command = [Path(command[1]).name, *command[2:]]
+    return f"To go on: {shlex.join(command)}{override}"
 
 
 def report_training(log_dir: Path, metrics: dict[str, Any], *, data: "LanguageDataModule") -> None:

@@ -9,7 +9,8 @@ import torch
 
 from whalesong.core.archived_model import ArchivedModel, load
 from whalesong.core.atomic import atomic_write
-from whalesong.core.checkpoint import AtomicCheckpointIO
+from whalesong.core.checkpoint import AtomicCheckpointIO, model_section
+from whalesong.core.errors import CheckpointError, ConfigError
 from whalesong.core.families import family_of
 from whalesong.core.job_config import JobConfig
 from whalesong.data.config import DataConfig
@@ -51,7 +52,10 @@ def load_model(path: Path, job: JobConfig) -> ArchivedModel:
     if path.suffix != ".ckpt":
         return load(path, map_location=device(job))
     checkpoint = AtomicCheckpointIO().load_checkpoint(path, "cpu")
-    family = family_of(str(checkpoint["hyper_parameters"]["cfg"]["target"]))
+    try:
+        family = family_of(model_section(checkpoint, path)["target"])
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: target: {error}") from error
     return family.load_class().load_from_checkpoint(path, map_location=device(job))
 
 

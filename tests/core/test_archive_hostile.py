@@ -5,113 +5,47 @@ since who makes an archive makes its manifest too.
 """
 
 import gzip
-import hashlib
 import io
 import json
 import os
 import pickle
 import random
-import struct
 import tarfile
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from fixtures.forging import (
+    GOOD_WEIGHTS,
+    PLAIN,
+    TARGET,
+    Payload,
+    entry,
+    forge,
+    safetensors_bytes,
+    tar_with,
+    torch_bytes,
+    zip_with,
+)
 
-from whalesong.core.archive import inspect_archive, layout, manifest, open_archive, write_archive
+from whalesong.core.archive import inspect_archive, layout, open_archive, write_archive
 from whalesong.core.errors import ArchiveError
 
-TARGET = "torch.optim.adamw.AdamW"
 ALLOWED = {TARGET, "torch.optim.AdamW"}
-PLAIN = b"target: torch.optim.adamw.AdamW\n"
+HONEST = [({"name": layout.CONFIG}, PLAIN), ({"name": layout.LEGACY_WEIGHTS}, torch_bytes())]
 
 
-class Payload:
-    """Unpickling it creates the marker file."""
-
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> tuple:
-        return (os.mkdir, (str(self.marker),))
-
-
-def safetensors_bytes(header: dict | bytes, data: bytes = b"", length: int | None = None) -> bytes:
-    text = header if isinstance(header, bytes) else json.dumps(header).encode()
-    return struct.pack("<Q", len(text) if length is None else length) + text + data
-
-
-def entry(shape: list, begin: int, end: int, dtype: str = "F32") -> dict:
-    return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
-
-
-GOOD_WEIGHTS = safetensors_bytes({"x": entry([2], 0, 8)}, struct.pack("<2f", 1, 2))
-
-
-def forge(
-    path: Path,
-    *,
-    config: bytes = PLAIN,
-    weights: bytes = GOOD_WEIGHTS,
-    files: dict[str, bytes] | None = None,
-    fields: dict[str, Any] | None = None,
-) -> Path:
-    """An archive with a right manifest over whatever content."""
-    members = {layout.CONFIG: config, layout.WEIGHTS: weights} | (files or {})
-    content = {
-        "format": manifest.FORMAT,
-        "format_version": 1,
-        "writer": "forger",
-        "target": TARGET,
-        "kind": "whole",
-        "metadata": {},
-        "aliases": {},
-        "members": {
-            name: {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
-            for name, data in members.items()
-        },
-    }
-    members[layout.MANIFEST] = manifest.manifest_bytes(content | (fields or {}))
-    blocks = [layout.header(n, len(d)) + d + bytes(-len(d) % 512) for n, d in members.items()]
-    tar = b"".join(blocks) + bytes(1024)
-    path.write_bytes(tar + bytes(-len(tar) % layout.RECORD))
-    return path
-
-
-def tar_of(path: Path, *extra: tuple[dict, bytes], base: bool = True, mode: str = "w") -> Path:
+def tar_of(path: Path, *extra: tuple[dict, bytes], mode: str = "w") -> Path:
     """A tar by Python's own writer: an honest base, then members with any fields."""
-    honest = [({"name": layout.CONFIG}, PLAIN), ({"name": layout.LEGACY_WEIGHTS}, torch_bytes())]
-    with tarfile.open(path, mode) as tar:
-        for fields, data in (honest if base else []) + list(extra):
-            info = tarfile.TarInfo(fields["name"])
-            info.size = len(data)
-            for key, value in fields.items():
-                setattr(info, key, value)
-            tar.addfile(info, io.BytesIO(data))
-    return path
-
-
-def torch_bytes(content: Any = None) -> bytes:
-    file = io.BytesIO()
-    torch.save({"x": torch.ones(2)} if content is None else content, file)
-    return file.getvalue()
-
-
-def zip_with(entries: list[tuple[str, bytes]], method: int = zipfile.ZIP_STORED) -> bytes:
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", method) as archive:
-        for name, data in entries:
-            archive.writestr(name, data)
-    return file.getvalue()
+    return tar_with(path, *HONEST, *extra, mode=mode)
 
 
 def legacy(path: Path, weights: bytes, config: bytes = PLAIN) -> Path:
     members = [({"name": layout.CONFIG}, config), ({"name": layout.LEGACY_WEIGHTS}, weights)]
-    return tar_of(path, *members, base=False)
+    return tar_with(path, *members)
 
 
 @pytest.fixture
@@ -423,7 +357,7 @@ def test_hostile_manifests(tmp_path: Path, canary: Path, case: str) -> None:
 
 def test_a_manifest_can_not_be_left_out(tmp_path: Path, canary: Path) -> None:
     members = [({"name": layout.CONFIG}, PLAIN), ({"name": layout.WEIGHTS}, GOOD_WEIGHTS)]
-    path = tar_of(tmp_path / "x.nemo", *members, base=False)
+    path = tar_with(tmp_path / "x.nemo", *members)
     assert "manifest.json: is missing" in refused(path)
 
 

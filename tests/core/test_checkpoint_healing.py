@@ -6,6 +6,7 @@ the one at 12), for both of its naming habits.
 
 import os
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import torch
 
 from whalesong.core.checkpoint import AtomicCheckpointIO, heal_checkpoints
 from whalesong.core.errors import CheckpointError
+from whalesong.core.healing import wait_for_healing
 
 IO = AtomicCheckpointIO()
 
@@ -293,3 +295,35 @@ def test_nemo_resumes_from_what_is_left(tmp_path: Path) -> None:
         check_resume(trainer, str(folder.parent), resume_if_exists=True)
         assert trainer.ckpt_path == str(next(folder.glob("*last.ckpt")))
         shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("situation", [marker_only, half_moved, both_lasts, top_k_is_newer])
+def test_another_rank_waits_until_the_first_one_has_healed(
+    tmp_path: Path, situation: Callable[[Path], None]
+) -> None:
+    situation(tmp_path)
+    with pytest.raises(CheckpointError, match="has not put it in order within 0.1 s"):
+        wait_for_healing(tmp_path, seconds=0.1)
+    healer = threading.Timer(0.3, heal_checkpoints, [tmp_path])
+    healer.start()
+    wait_for_healing(tmp_path, seconds=60)
+    (last,) = tmp_path.glob("*last.ckpt")
+    assert IO.load_checkpoint(last)["global_step"] == 12
+    healer.join()
+
+
+@pytest.mark.parametrize("situation", [in_order, lambda folder: None])
+def test_nobody_waits_for_a_folder_in_order(
+    tmp_path: Path, situation: Callable[[Path], None]
+) -> None:
+    situation(tmp_path)
+    wait_for_healing(tmp_path, seconds=0)
+    wait_for_healing(tmp_path / "missing", seconds=0)
+
+
+def test_a_torso_alone_is_waited_for(tmp_path: Path) -> None:
+    torso(tmp_path, "step=4-last", 4)
+    with pytest.raises(CheckpointError, match="has not put it in order"):
+        wait_for_healing(tmp_path, seconds=0)
+    heal_checkpoints(tmp_path)
+    wait_for_healing(tmp_path, seconds=0)

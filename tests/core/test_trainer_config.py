@@ -9,6 +9,7 @@ import pytest
 from whalesong.core.eden import Eden
 from whalesong.core.errors import ConfigError
 from whalesong.core.job_config import check_job
+from whalesong.core.optim_config import OptimConfig, SchedulerConfig
 from whalesong.core.scaled_adam import ScaledAdam
 from whalesong.core.schema import Schema, validate
 from whalesong.core.trainer_config import (
@@ -16,8 +17,6 @@ from whalesong.core.trainer_config import (
     EarlyStoppingConfig,
     EMAConfig,
     ExpManagerConfig,
-    OptimConfig,
-    SchedulerConfig,
     StepTimingConfig,
     StrategyConfig,
     TrainerConfig,

@@ -5,7 +5,7 @@ import logging
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from whalesong.core.errors import CheckpointError, ConfigError
 from whalesong.core.schema import validate
@@ -64,11 +64,11 @@ def make_data(corpus, collator):
 def fit(make_data, tmp_path):
     """Train and return what was trained on; `save=n` writes step=k.ckpt every n steps."""
 
-    def run(*, resume=None, save=None, train=None, data=None, **trainer):
+    def run(*, resume=None, save=None, train=None, data=None, callbacks=(), **trainer):
         module = Recorder()
-        callbacks = []
+        callbacks = list(callbacks)
         if save:
-            callbacks = [
+            callbacks += [
                 ModelCheckpoint(
                     tmp_path, filename="{step}", every_n_train_steps=save, save_top_k=-1
                 )
@@ -109,6 +109,29 @@ def test_resume_twice_with_other_workers_and_accumulation(fit):
     fit(max_steps=3, save=1, accumulate_grad_batches=2)
     fit(resume=3, max_steps=6, save=1, accumulate_grad_batches=2, train={"num_workers": 1})
     assert fit(resume=6, max_steps=9, accumulate_grad_batches=2).trained == whole[12:]
+
+
+class SaveEachBatch(Callback):
+    """Also between the steps of the optimizer, as a validation or a signal makes it happen."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        trainer.save_checkpoint(self.folder / f"step={len(module.trained)}.ckpt")
+
+
+@pytest.mark.parametrize("limit", [None, 5])
+def test_a_step_that_was_under_way_begins_again(fit, tmp_path, limit):
+    """Its gradients are in no checkpoint."""
+    options = {"limit_train_batches": limit, "accumulate_grad_batches": 3, "max_steps": 5}
+    whole = fit(callbacks=[SaveEachBatch(tmp_path)], **options)
+    begins = [0, 3, 5, 8, 10] if limit else [0, 3, 6, 9, 12]
+    for saved in range(1, 11):
+        begin = max(step for step in begins if step <= saved)
+        rest = fit(resume=saved, **options)
+        assert rest.trained == whole.trained[begin:]
+        assert torch.equal(rest.weight, whole.weight)
 
 
 @pytest.mark.parametrize("step", [2, 5, 6, 7, 10])
@@ -191,8 +214,10 @@ def test_a_changed_data_section_is_refused_in_one_line(fit):
     fit(resume=2, max_steps=4, train={"num_workers": 1, "worker_timeout": 60.0})
 
 
-def test_a_random_order_cannot_be_resumed(fit):
+def test_a_random_order_cannot_be_resumed(fit, caplog):
+    caplog.set_level(logging.WARNING)
     fit(max_steps=2, save=1, train={"shard_seed": "trng"})
+    assert "`data.train_ds.shard_seed` is trng: this run cannot be resumed exactly." in caplog.text
     with pytest.raises(CheckpointError, match="`data.train_ds.shard_seed` is trng"):
         fit(resume=2, max_steps=4, train={"shard_seed": "trng"})
 

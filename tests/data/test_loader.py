@@ -132,6 +132,45 @@ def test_pseudo_epochs_with_a_prefetching_trainer_lose_nothing(plan, collator, n
     assert trained == whole
 
 
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_the_loader_knows_what_was_in_a_batch(plan, collator, num_workers):
+    loader = BatchLoader(plan, collator, infinite=True, num_workers=num_workers)
+    loader.load_state_dict({"consumed": 7, "epoch": 0, "batch": 2})
+    batches = list(islice(iter(loader), 5))
+    assert [list(loader.ids_of(7 + k)) for k in range(5)] == [batch["ids"] for batch in batches]
+    assert loader.ids_of(6) == loader.ids_of(100) == ()
+    loader.close()
+
+
+def test_what_was_left_out_was_not_in_the_batch(plan_of, corpus, collator):
+    class Picky(type(collator)):
+        """Refuses a cut, and collates no second one."""
+
+        def load(self, example):
+            if example.id == "utt1":
+                raise DataError("utt1: refused")
+            return super().load(example)
+
+        def __call__(self, loaded):
+            if any(id == "utt2" for id, _ in loaded):
+                raise DataError("utt2: refused")
+            return super().__call__(loaded)
+
+    plan = plan_of(shar_path=str(corpus), batch_size=5, shuffle=False, on_bad_cut="skip")
+    loader = BatchLoader(plan, Picky())
+    next(iter(loader))
+    assert loader.ids_of(0) == ("utt0", "utt3", "utt4")
+
+
+def test_batches_that_wait_for_a_step_are_not_in_a_saved_place(plan, collator):
+    loader = BatchLoader(plan, collator, infinite=True)
+    whole = stream(loader, 9)
+    again = BatchLoader(plan, collator, infinite=True)
+    list(islice(iter(again), 5))
+    again.load_state_dict(state := again.state_dict(waiting=2))
+    assert state["consumed"] == 3 and stream(again, 4) == whole[3:7]
+
+
 def test_a_validation_loader_repeats_its_pass(plan_of, corpus, collator):
     plan = plan_of(shar_path=str(corpus), batch_size=5, shuffle=False)
     loader = BatchLoader(plan, collator, repeat_first_epoch=True)
@@ -217,12 +256,18 @@ def test_a_signal_to_all_processes_is_left_to_the_parent(plan, collator):
     assert not worker.is_alive()
 
 
-@pytest.mark.parametrize("num_workers", [0, 1])
-def test_a_bug_keeps_its_traceback(plan_of, corpus, tmp_path, num_workers):
+def test_a_bug_keeps_its_traceback(plan_of, corpus, tmp_path):
     plan = plan_of(shar_path=str(corpus), batch_size=4)
-    loader = BatchLoader(plan, Troubled(raise_bug, tmp_path), num_workers=num_workers)
     with pytest.raises(ZeroDivisionError, match="a bug in a collator"):
-        list(loader)
+        list(BatchLoader(plan, Troubled(raise_bug, tmp_path)))
+
+
+def test_a_bug_in_a_worker_is_one_line_with_the_traceback_as_its_cause(plan_of, corpus, tmp_path):
+    plan = plan_of(shar_path=str(corpus), batch_size=4)
+    place = r"ZeroDivisionError: a bug in a collator \(.*test_loader\.py, line \d+, in raise_bug\)"
+    with pytest.raises(DataError, match=rf"`data\.train_ds`: data worker \d+ .* {place}") as caught:
+        list(BatchLoader(plan, Troubled(raise_bug, tmp_path), num_workers=1))
+    assert "Traceback" in str(caught.value.__cause__)
 
 
 PARENT = """

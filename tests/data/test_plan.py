@@ -196,3 +196,26 @@ def test_text_has_the_length_of_saying_it():
     from whalesong.data.conversation import make_conversation
 
     assert seconds_of(make_conversation("t", [("user", "a" * 30)])) == 2.0
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"min_duration": 100}, r"24 shorter than min_duration \(100\.0 s\), which have 0\."),
+        ({"max_duration": 0.05}, r"24 longer than max_duration \(0\.05 s\), which have .* s\."),
+        ({"min_tokens": 50}, r"24 fewer tokens than min_tokens \(50\), which have 7 tokens\."),
+        ({"max_tokens": 5}, r"24 more tokens than max_tokens \(5\), which have 7 tokens\."),
+        ({"min_tps": 1e3}, r"24 fewer tokens a second .*, which have .* to .* tokens/s\."),
+        ({"keep": "never"}, r"24 validation_status is not never\.$"),
+    ],
+)
+def test_a_filter_that_leaves_nothing_tells_what_the_examples_have(plan_of, corpus, keys, words):
+    if "keep" in keys:
+        items = [{"type": "lhotse_shar", "shar_path": str(corpus)}]
+        items[0]["tags"] = {"validation_status": "bad"}
+        keys = {**keys, "input_cfg": items}
+    else:
+        keys = {**keys, "shar_path": str(corpus)}
+    plan = plan_of(batch_size=4, measure_tokens=lambda example: 7, **keys)
+    with pytest.raises(DataError, match=words):
+        list(plan.batches(0))

@@ -1,6 +1,7 @@
 """`ArchivedModel`: a ModelPT that is saved to and restored from one self-contained `.nemo`."""
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,14 @@ from whalesong.core.archive import (
     require_class,
     write_archive,
 )
-from whalesong.core.checkpoint import AtomicCheckpointIO
+from whalesong.core.checkpoint import AtomicCheckpointIO, is_finite, model_section
 from whalesong.core.ema import averaged_state
-from whalesong.core.errors import ArchiveError, ConfigError
+from whalesong.core.errors import ArchiveError, CheckpointError, ConfigError
 from whalesong.core.external import activate_for
 from whalesong.core.families import family_of
 from whalesong.core.fingerprint import fingerprint
 from whalesong.core.parallel import whole_state_dict
+from whalesong.core.restoring import bounded_by, check_archived, restoring
 
 
 class ArchivedModel(ModelPT):
@@ -41,8 +43,13 @@ class ArchivedModel(ModelPT):
 
         In a training that keeps a moving average (`exp_manager.ema`) it holds the averages. Under
         a sharding strategy every rank has to call it.
+
+        Raises:
+            ArchiveError: a weight is not finite, or the archive cannot be written.
         """
         state = {**whole_state_dict(self), **averaged_state(self)}
+        if bad := next((name for name in state if not is_finite(state[name])), None):
+            raise ArchiveError(f"{save_path}: `{bad}` holds NaN or infinity, so it is not written.")
         slim = bool(self.cfg.get("save_slim_nemo", False))
         base = self._frozen_names() if slim else set()
         if is_global_rank_zero():
@@ -87,7 +94,7 @@ class ArchivedModel(ModelPT):
             ArchiveError: damaged or unsafe, of another class, other weights, another base.
             ModelNotFoundError: an external model wrote it, and that model is not there.
         """
-        with open_archive(restore_path) as archive:
+        with restoring(restore_path), open_archive(restore_path) as archive:
             require_class(archive.config, cls, path=restore_path)
             config = OmegaConf.create(archive.config)
             if override_config_path is not None:
@@ -95,6 +102,7 @@ class ArchivedModel(ModelPT):
             if return_config:
                 return config
             activate_for(config, source=restore_path)
+            check_archived(archive.config)
             return cls._from_archive(
                 archive, config, map_location=map_location, strict=strict, trainer=trainer
             )
@@ -114,11 +122,14 @@ class ArchivedModel(ModelPT):
         if config.get("init_from") is not None:
             config.init_from = None  # the weights are here; an archive may not point at other files
         assets = None if slim else {name: archive.read_file(name) for name in archive.files}
-        model = cls(cfg=config, trainer=trainer, assets=assets)
         tensors = archive.tensors()
+        with nullcontext() if slim else bounded_by(tensors):
+            model = cls(cfg=config, trainer=trainer, assets=assets)
         if slim:
             tensors = {**model._checked_base(archive), **tensors}
         check_state_keys(model.state_dict(), tensors, path=archive.path, strict=strict)
+        if bad := next((name for name in tensors if not is_finite(tensors[name])), None):
+            raise ArchiveError(f"{archive.path}: `{bad}` holds NaN or infinity.")
         model.load_state_dict(tensors, strict=strict)
         return model.to(map_location or "cpu").eval()
 
@@ -136,13 +147,18 @@ class ArchivedModel(ModelPT):
         be where they were.
 
         Raises:
-            CheckpointError: the file is damaged or holds more than plain data.
+            CheckpointError: the file is damaged, holds more than plain data, or names a class that
+                is not allowed.
         """
         checkpoint = AtomicCheckpointIO().load_checkpoint(checkpoint_path, map_location or "cpu")
-        model = cls(checkpoint["hyper_parameters"]["cfg"], trainer)
-        model.on_load_checkpoint(checkpoint)
-        model.load_state_dict(checkpoint["state_dict"], strict=strict)
-        return model.to(map_location or "cpu").eval()
+        config = model_section(checkpoint, checkpoint_path)
+        with restoring(checkpoint_path, error=CheckpointError):
+            activate_for(config, source=checkpoint_path)
+            check_archived(config)
+            model = cls(config, trainer)
+            model.on_load_checkpoint(checkpoint)
+            model.load_state_dict(checkpoint["state_dict"], strict=strict)
+            return model.to(map_location or "cpu").eval()
 
     def start_from(self, path: str | Path) -> None:
         """Take the weights of an archive of the same class and sizes, which training goes on from.
@@ -193,12 +209,13 @@ def load(path: str | Path, *, map_location: torch.device | str | None = None) ->
         ArchiveError: it is damaged, unsafe, or of a class that Whalesong does not know.
         ModelNotFoundError: an external model wrote it, and that model is not there.
     """
-    with open_archive(path) as archive:
+    with restoring(path), open_archive(path) as archive:
         try:
             family = family_of(str(archive.config.get("target")))
         except ConfigError as error:
             raise ArchiveError(f"{path}: target: {error}") from error
         activate_for(archive.config, source=path)
+        check_archived(archive.config)
         config = OmegaConf.create(archive.config)
         return family.load_class()._from_archive(archive, config, map_location=map_location)
 

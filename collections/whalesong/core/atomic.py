@@ -18,7 +18,8 @@ UNFINISHED_SUFFIX = ".writing"
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _MAX_STEM = 200
-_TEMPORARY = re.compile(rf"\..+\.[0-9a-f]{{8}}{re.escape(UNFINISHED_SUFFIX)}\Z")
+_PAGE = 4096
+_TEMPORARY = re.compile(rf"\.(?P<stem>.+)\.[0-9a-f]{{8}}{re.escape(UNFINISHED_SUFFIX)}\Z")
 
 
 class Sink:
@@ -72,14 +73,10 @@ def atomic_write(
     path.parent.mkdir(parents=True, exist_ok=True)
     if need > _free(path):
         raise error(_full_disk(path, need))
-    temporary = path.with_name(
-        f".{path.name[:_MAX_STEM]}.{secrets.token_hex(4)}{UNFINISHED_SUFFIX}"
-    )
+    remove_stale(path.parent, of=path)
+    file, temporary = _new_temporary(path)
     try:
-        with open(temporary, "xb") as file:
-            # The lock tells a file being written from the remains of a killed process.
-            with suppress(OSError):
-                fcntl.flock(file, fcntl.LOCK_EX)
+        with file:
             sink = Sink(file)
             try:
                 yield sink, temporary
@@ -131,18 +128,51 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     try:
         yield partial
         os.replace(partial, path)
+    except Exception as caught:
+        if _free(path) < _PAGE:  # libraries in C say nothing of a cause
+            raise UserError(_full_disk(path, _PAGE)) from caught
+        raise
     finally:
         partial.unlink(missing_ok=True)
 
 
-def remove_stale(folder: str | Path) -> list[Path]:
+@contextmanager
+def full_disk_named(folder: str | Path | None = None) -> Iterator[None]:
+    """Turn what any library's write raises on a full disk into one sentence.
+
+    Args:
+        folder: where the block writes, when it is known; an error often does not tell.
+
+    Raises:
+        UserError: names the file or folder, and what is free there.
+    """
+    try:
+        yield
+    except OSError as caught:
+        if caught.errno not in _NO_SPACE:
+            raise
+        path = Path(caught.filename or folder or ".").absolute()
+        home = path if path.is_dir() else path.parent
+        free = _megabytes(shutil.disk_usage(home).free)
+        raise UserError(
+            f"{path}: cannot be written, because {home} has {free} free (or a quota or size limit "
+            "is reached); make room and start again."
+        ) from caught
+
+
+def remove_stale(folder: str | Path, *, of: Path | None = None) -> list[Path]:
     """Delete the temporary files that killed processes left in `folder`; returns their paths.
 
     A file that a living process is writing is locked, and stays.
+
+    Args:
+        folder: where to look.
+        of: the file that they would have become; any by default.
     """
     removed = []
     for path in sorted(Path(folder).glob(f".*{UNFINISHED_SUFFIX}")):
-        if not _TEMPORARY.match(path.name):
+        match = _TEMPORARY.match(path.name)
+        if match is None or (of is not None and match["stem"] != of.name[:_MAX_STEM]):
             continue
         with suppress(OSError), open(path, "r+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -159,6 +189,19 @@ def sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _new_temporary(path: Path) -> tuple[BinaryIO, Path]:
+    """A new file beside `path`, locked: that tells it from the remains of a killed process."""
+    while True:
+        name = f".{path.name[:_MAX_STEM]}.{secrets.token_hex(4)}{UNFINISHED_SUFFIX}"
+        temporary = path.with_name(name)
+        file = open(temporary, "xb")
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if temporary.exists():  # else another writer took it for remains before it was locked
+            return file, temporary
+        file.close()
 
 
 def _free(path: Path) -> int:

@@ -25,6 +25,8 @@ from whalesong.core.torch_file import (
 __all__ = [
     "AtomicCheckpointIO",
     "heal_checkpoints",
+    "is_finite",
+    "model_section",
     "plain_hyper_parameters",
     "refuse_non_finite",
 ]
@@ -106,6 +108,21 @@ def plain_hyper_parameters(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     return plain
 
 
+def model_section(checkpoint: Mapping[str, Any], path: str | Path) -> dict[str, Any]:
+    """The `model` section in a checkpoint of one of our models; nothing vouches for it.
+
+    Raises:
+        CheckpointError: there is none, or there are no weights beside it.
+    """
+    hyper_parameters = checkpoint.get("hyper_parameters")
+    config = hyper_parameters.get("cfg") if isinstance(hyper_parameters, dict) else None
+    if not isinstance(config, dict) or not isinstance(config.get("target"), str):
+        raise CheckpointError(f"{path}: hyper_parameters: hold no `cfg` with the class of a model.")
+    if not isinstance(checkpoint.get("state_dict"), dict):
+        raise CheckpointError(f"{path}: state_dict: is missing.")
+    return config
+
+
 def refuse_non_finite(
     checkpoint: Mapping[str, Any],
     *,
@@ -124,19 +141,21 @@ def refuse_non_finite(
     """
     for section in sections:
         for name, tensor in named_tensors(checkpoint.get(section, {}), section):
-            if name not in allow and not _is_finite(tensor):
+            if name not in allow and not is_finite(tensor):
                 raise CheckpointError(
                     f"checkpoint at step {checkpoint.get('global_step', '?')}: `{name}` holds "
                     "NaN or infinity, so it is not saved; the last checkpoint stays."
                 )
 
 
-def _is_finite(tensor: Tensor) -> bool:
+def is_finite(tensor: Tensor) -> bool:
+    """Whether a tensor holds neither NaN nor infinity."""
     if not (tensor.is_floating_point() or tensor.is_complex()):
         return True
     if tensor.element_size() == 1:  # torch has no `isfinite` for all 8-bit types
         tensor = tensor.float()
-    return bool(torch.isfinite(tensor).all())
+    # A sum is twenty times as fast, but may overflow where each value is finite.
+    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
 
 
 def _plain(value: Any) -> Any:

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from whalesong.core.atomic import full_disk_named
 from whalesong.core.errors import UserError
 from whalesong.core.external import ComposedJob, compose_job
+from whalesong.core.stopping import STOP, Stopped
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -101,9 +103,14 @@ def parse_command_line(
 
 @contextmanager
 def _user_errors_end_the_process() -> Iterator[None]:
-    """Turn a user's error into its line, notes and exit code, Ctrl-C into exit code 130."""
+    """Turn a user's error into its line, notes and exit code, a signal into its exit code."""
     try:
-        yield
+        with STOP.answered(), full_disk_named():
+            yield
+    except Stopped as stop:
+        if not stop.told:
+            print(f"Stopped by {stop.reason}.", file=sys.stderr)
+        raise
     except UserError as error:
         if os.environ.get(TRACEBACK_VARIABLE) == "1":
             raise
@@ -112,7 +119,7 @@ def _user_errors_end_the_process() -> Iterator[None]:
             print(note, file=sys.stderr)
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
-        print("Interrupted.", file=sys.stderr)
+        print("Stopped by SIGINT.", file=sys.stderr)
         raise SystemExit(130) from None
 
 

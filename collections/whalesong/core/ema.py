@@ -67,6 +67,8 @@ class ExponentialMovingAverage(Callback):
         self._hook = trainer.optimizers[0].register_step_post_hook(self._after_step)
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if all(parameter.grad is None for parameter in self._parameters.values()):
+            return  # a step that was left out
         self.num_steps += 1
         if self.num_steps % self.every_n_steps == 0:
             self._update()

@@ -83,6 +83,8 @@ def family_of(target: str) -> Family:
     Raises:
         ConfigError: there is none; the nearest name is given.
     """
+    if not isinstance(target, str):
+        raise ConfigError(f"`model.target` must name a model class, but is {target!r:.60}.")
     for family in FAMILIES:
         if target in (family.target, family.name) or target.lower() in family.aliases:
             return family

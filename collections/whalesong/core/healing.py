@@ -2,12 +2,14 @@
 
 import os
 import shutil
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from whalesong.core.atomic import remove_stale, sync_folder
+from whalesong.core.errors import CheckpointError
 from whalesong.core.torch_file import TorchFileError, check_torch_file
 
 MARKER = "-unfinished"
@@ -15,6 +17,7 @@ MARKER = "-unfinished"
 
 _LAST = "last.ckpt"
 _SHARD_INDEX, _SHARD_META = ".metadata", "meta.pt"
+_POLL = 0.2
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ def heal_checkpoints(folder: str | Path) -> list[str]:
     - when the newest is no `*last.ckpt`, a file gets such a second name, a folder a new name;
     - markers and remains of our own killed saves go. Nothing else is touched.
 
-    In a distributed job only rank 0 may call it, before the others look.
+    In a distributed job only rank 0 may call it; the others call `wait_for_healing`.
 
     Args:
         folder: the checkpoint folder (`<log_dir>/checkpoints`); a missing one is no error.
@@ -68,6 +71,36 @@ def heal_checkpoints(folder: str | Path) -> list[str]:
     if done:
         sync_folder(folder)
     return done
+
+
+def wait_for_healing(folder: str | Path, *, seconds: float = 1800.0) -> None:
+    """Wait until `heal_checkpoints` of the first rank is done; for ranks that start beside it.
+
+    Raises:
+        CheckpointError: the folder is not in order after that time.
+    """
+    deadline = time.monotonic() + seconds
+    while not _is_in_order(Path(folder)):
+        if time.monotonic() > deadline:
+            raise CheckpointError(
+                f"{folder}: the first rank has not put it in order within {seconds:g} s."
+            )
+        time.sleep(_POLL)
+
+
+def _is_in_order(folder: Path) -> bool:
+    """Whether healing would leave the same checkpoint to resume from; few bytes are read."""
+    try:
+        if any(folder.glob(f"*{MARKER}")):
+            return False
+        names = [p for p in folder.glob("*.ckpt") if not p.name.endswith("-EMA.ckpt")]
+        candidates = [_candidate(path) for path in names]
+        if any(c.step < 0 and _damage(c.path) is not None for c in candidates):
+            return False
+    except FileNotFoundError:  # it was renamed just now
+        return False
+    lasts = [candidate for candidate in candidates if candidate.is_last]
+    return not candidates or lasts == [max(candidates, key=_Candidate.rank)]
 
 
 def _set_aside_folders(folder: Path) -> list[str]:

@@ -6,86 +6,14 @@ import inspect
 import re
 import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from whalesong.core.errors import ConfigError
+from whalesong.core.errors import ConfigError, UserError
 from whalesong.core.families import FAMILIES
-
-_ASR = "nemo.collections.asr.modules."
-_PERCEPTION = "nemo.collections.speechlm2.modules."
-_SCHEDULERS = "nemo.core.optim.lr_scheduler."
-_TEXT_PARTS = (
-    "model.{0}Model",
-    "loss.{0}Loss",
-    "predictor.{0}Predictor",
-    "collator.Default{0}Collator",
-    "collator.Default{0}PredCollator",
-    "collator.{0}Seq2SeqCollator",
-    "collator.{0}Seq2SeqPredCollator",
-)
-
-DEFAULT_TARGETS: frozenset[str] = frozenset(
-    [
-        *(
-            _ASR + name
-            for name in (
-                "AudioToMelSpectrogramPreprocessor",
-                "audio_preprocessing.AudioToMelSpectrogramPreprocessor",
-                "ConformerEncoder",
-                "conformer_encoder.ConformerEncoder",
-                "SpectrogramAugmentation",
-                "audio_preprocessing.SpectrogramAugmentation",
-            )
-        ),
-        *(
-            _PERCEPTION + name
-            for name in (
-                "AudioPerceptionModule",
-                "perception.AudioPerceptionModule",
-                "perception.IdentityConnector",
-                "perception.MultiLayerProjectionConnector",
-                "speech_generation.TransformerARSpeechDecoder",
-            )
-        ),
-        "whalesong.modules.speech_decoder.TransformerARSpeechDecoder",
-        "whalesong.modules.adapters.QFormerAdapter",
-        "whalesong.modules.adapters.StackingMLPAdapter",
-        *(
-            f"whalesong.models.{family}.{part.format(family.capitalize())}"
-            for family in ("arlm", "mlm", "ilm", "mdlm")
-            for part in _TEXT_PARTS
-        ),
-        "whalesong.models.mdlm.noise_schedule.LogLinearNoise",
-        "whalesong.metrics.exact_match.ExactMatch",
-        "whalesong.metrics.exact_match.TokenAccuracy",
-        *(f"torch.optim.{name}" for name in ("Adam", "AdamW", "SGD")),
-        "whalesong.core.scaled_adam.ScaledAdam",
-        "whalesong.core.eden.Eden",
-        "whalesong.corpora.star_graphs.StarGraphs",
-        *(
-            _SCHEDULERS + name
-            for name in (
-                "CosineAnnealing",
-                "InverseSquareRootAnnealing",
-                "NoamAnnealing",
-                "NoamHoldAnnealing",
-                "PolynomialDecayAnnealing",
-                "PolynomialHoldDecayAnnealing",
-                "SquareAnnealing",
-                "SquareRootAnnealing",
-                "T5InverseSquareRootAnnealing",
-                "WarmupAnnealHoldPolicy",
-                "WarmupAnnealing",
-                "WarmupHoldAnnealLinear",
-                "WarmupHoldAnnealOneMinusSquareRoot",
-                "WarmupHoldPolicy",
-                "WarmupPolicy",
-            )
-        ),
-    ]
-)
-"""Parts of NeMo and of ours, optimizers and schedulers that a configuration may name."""
+from whalesong.core.printable import one_line
+from whalesong.core.targets import DEFAULT_TARGETS
 
 _REGISTERED: set[str] = set()
 _CLASS_KEYS = {"_target_", "target", "cls", "class_path"}
@@ -105,6 +33,17 @@ def register_target(target: str | type) -> str | type:
     """
     _REGISTERED.add(target if isinstance(target, str) else class_name(target))
     return target
+
+
+@contextmanager
+def forget_targets() -> Iterator[None]:
+    """Take back what is registered inside, when something fails there."""
+    before = set(_REGISTERED)
+    try:
+        yield
+    except BaseException:
+        _REGISTERED.intersection_update(before)
+        raise
 
 
 def allowed_targets() -> frozenset[str]:
@@ -165,8 +104,21 @@ def asks_for_remote_code(key: str, value: Any) -> bool:
     return key.endswith("_implementation") and _names_repository(value)
 
 
+def names_class(key: str, value: Any) -> bool:
+    """Whether `key: value` makes a library build an object, or says how; a token has its id."""
+    if type(value) is int:
+        return False
+    if key in _CLASS_KEYS:
+        return key == "_target_" or (isinstance(value, str) and bool(set(value) & set(".:")))
+    return re.fullmatch(r"_[a-z]+_", key) is not None
+
+
 def instantiate(
-    config: Mapping[str, Any], *, allowed: Collection[str] | None = None, **extra: Any
+    config: Mapping[str, Any],
+    *,
+    allowed: Collection[str] | None = None,
+    path: str = "",
+    **extra: Any,
 ) -> Any:
     """Build the object that `_target_` names, nested ones first.
 
@@ -174,17 +126,43 @@ def instantiate(
         config: `_target_` and the keyword arguments; a mapping with its own `_target_` inside,
             also in lists, is built likewise.
         allowed: exact names of the classes that may be built; default: `allowed_targets()`.
+        path: where the section stands in the YAML.
         extra: keyword arguments that are not configuration, such as a parameter list.
 
     Raises:
         ConfigError: a class that is not allowed, an unknown or a missing keyword; before
-            anything is built.
+            anything is built. Or a value that the class refuses: what code that comes with
+            Whalesong raises is the fault of the value, of other code only a `ValueError` is.
     """
     if "_target_" not in config:
         raise ConfigError("`_target_`: is missing; it names the class to build.")
     check_targets(config, allowed)
     _check_keywords(config, extra)
-    return _build(config, extra)
+    target = config["_target_"]
+    try:
+        return _build(config, extra)
+    except ConfigError as error:
+        if path and f"`{path}" not in str(error):
+            raise ConfigError(f"`{path}`: {error}") from error
+        raise
+    except UserError:
+        raise
+    except Exception as error:
+        if target not in DEFAULT_TARGETS and not isinstance(error, ValueError):
+            raise
+        what = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise ConfigError(f"`{path or target}`: {what}{one_line(error)}") from error
+
+
+@contextmanager
+def naming(path: str) -> Iterator[None]:
+    """Put the place in the YAML in front of what code that knows no YAML refuses inside."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"`{path}`: {one_line(error)}") from error
 
 
 def check_keywords(config: Mapping[str, Any], *, path: str) -> None:

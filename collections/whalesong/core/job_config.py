@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from whalesong.core.errors import ConfigError
+from whalesong.core.kinds import Seed
 from whalesong.core.schema import MISSING, Schema, validate
 from whalesong.core.schema_errors import interpolation_sentence
 from whalesong.core.trainer_config import ExpManagerConfig, TrainerConfig
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 _OF_FAMILIES = ("model", "data", "model_type", "datamodule")
 """Sections that the family checks."""
 
-JobType = Literal["train", "eval", "predict", "generate", "prepare_data", "list"]
+JobType = Literal["train", "eval", "predict", "generate", "prepare_data", "list", "inspect"]
 """What `xlm` can do by itself; generate means predict."""
 
 
@@ -84,12 +85,12 @@ class JobConfig(Schema):
     """
 
     job_type: JobType
-    """What to do: train, eval, predict (or generate), prepare_data or list."""
+    """What to do: train, eval, predict (or generate), prepare_data, list or inspect."""
     job_name: str | None = None
     """Names the run's log folder."""
     name: str | None = None
     """The experiment's name as `exp_manager` takes it."""
-    seed: int | None = Field(None, ge=0)
+    seed: Seed | None = None
     """Seed of all random generators; random if null."""
     resume: bool = False
     """Continue the run of the same name where it stopped."""
@@ -104,6 +105,9 @@ class JobConfig(Schema):
     stop_at: dict[str, float] = {}
     """Training ends once validation has reached these least values, as far as the model logs them:
     `{val_exact_match: 1.0}`."""
+    max_skipped_steps: int = Field(0, ge=0)
+    """Steps in a row that are left out because loss or gradient is not finite; 0 stops at the
+    first."""
     trainer: TrainerConfig = TrainerConfig()
     """Arguments of Lightning's `Trainer`."""
     exp_manager: ExpManagerConfig | None = None

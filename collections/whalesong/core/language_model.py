@@ -1,7 +1,9 @@
 """`LanguageModelPT`: the one ModelPT that runs the four parts of any family."""
 
+import logging
+import math
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -20,6 +22,8 @@ from whalesong.core.parts import Batch, Evaluation, Parts
 from whalesong.core.schema import Schema, validate
 from whalesong.core.seeding import mix
 from whalesong.core.totals import EvaluationTotals
+
+_LOG = logging.getLogger(__name__)
 
 LOSS_SCALE = 1024
 """Divides the summed loss before the backward pass: gradients stay in half precision's range."""
@@ -87,7 +91,11 @@ class LanguageModelPT(ArchivedModel):
         A schedule that goes by epochs, too, is told how many passes over the data are done.
         """
         consumed = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
-        torch.manual_seed(mix(self.seed, self.global_rank, consumed))
+        on_cpu = (
+            self.device.type == "cpu"
+        )  # `torch.manual_seed` keeps a traceback for other devices
+        manual_seed = torch.default_generator.manual_seed if on_cpu else torch.manual_seed
+        manual_seed(mix(self.seed, self.global_rank, consumed))
         for config in self.trainer.lr_scheduler_configs:
             if hasattr(config.scheduler, "step_epoch"):
                 # The trainer has no epochs over endless data, and stopping ends the one it is in.
@@ -202,9 +210,20 @@ class LanguageModelPT(ArchivedModel):
         for key, value in values.items():  # a value for each codebook would crowd the bar
             self.log(f"{prefix}_{key}", value, prog_bar=key.isalpha())
         names = self.validation_names if len(self.validation_names) == len(summed) else []
+        self._warn_of_losses(prefix, names, summed)
         for name, counts in zip(names, summed, strict=False):
             values = self._totals[0].compute(counts)
             self.log_dict({f"{prefix}_{key}_{name}": value for key, value in values.items()})
+
+    def _warn_of_losses(
+        self, prefix: str, names: Sequence[str], summed: Sequence[Sequence[float]]
+    ) -> None:
+        """A loss that is not finite only warns here: evaluating changes no weight."""
+        for index, (loss, *_) in enumerate(summed):
+            if not math.isfinite(loss) and self.trainer.is_global_zero:
+                name = names[index] if names else index
+                step = self.trainer.global_step
+                _LOG.warning("%s_loss of the set '%s' is %s at step %d.", prefix, name, loss, step)
 
     def _sum_over_ranks(self, totals: EvaluationTotals) -> list[float]:
         counts = torch.tensor(totals.counts(), dtype=torch.float64, device=self.device)

@@ -4,8 +4,9 @@ from typing import Literal
 
 from pydantic import ConfigDict, Field
 
+from whalesong.core.kinds import MAX_WIDTH, ClassName
+from whalesong.core.optim_config import OptimConfig
 from whalesong.core.schema import Schema
-from whalesong.core.trainer_config import OptimConfig
 
 ParameterKind = Literal["norm", "bias", "embedding"]
 
@@ -15,7 +16,7 @@ class TargetConfig(Schema):
 
     model_config = ConfigDict(extra="allow")
 
-    target: str = Field(alias="_target_")
+    target: ClassName = Field(alias="_target_")
     """Dotted name of the class; only classes that Whalesong knows may stand here."""
 
 
@@ -31,7 +32,7 @@ class LoraSettings(Schema):
     """Fields of `peft.LoraConfig` that can be merged back into the plain model."""
 
     task_type: Literal["CAUSAL_LM"] | None = "CAUSAL_LM"
-    r: int = Field(8, gt=0)
+    r: int = Field(8, gt=0, le=MAX_WIDTH)
     """Rank of the update."""
     lora_alpha: float = Field(8, gt=0)
     """The update is scaled by `lora_alpha / r`."""

@@ -53,10 +53,11 @@ def build_optimizer(
         raise ConfigError(
             "`model.freeze_params` freezes every parameter, so there is nothing to train."
         )
-    built: torch.optim.Optimizer = instantiate(settings, params=groups)
+    built: torch.optim.Optimizer = instantiate(settings, path="model.optimizer", params=groups)
     result: dict[str, Any] = {"optimizer": built}
     if lr_scheduler is not None:
-        scheduler = instantiate(_schedule(lr_scheduler, max_steps), optimizer=built)
+        settings = _schedule(lr_scheduler, max_steps)
+        scheduler = instantiate(settings, path="model.lr_scheduler", optimizer=built)
         result["lr_scheduler"] = {"scheduler": scheduler, "interval": "step", "frequency": 1}
     return result
 

@@ -33,15 +33,17 @@ MISSING = "???"
 class Schema(BaseModel):
     """Base of all config sections: unknown keys and values of another YAML type are refused.
 
-    An int is taken where a float is meant; a bool is never a number and a quoted number is a
-    string. A list becomes a tuple, a string becomes a path or an enum where the field says so.
-    A docstring under a field is its description in the JSON Schema. A validator that raises
+    A number is finite. An int is taken where a float is meant; a bool is never a number and a
+    quoted number is a string. A list becomes a tuple, a string becomes a path or an enum where the
+    field says so. A docstring under a field is its description in the JSON Schema. A validator that
+    raises
     `ValueError("must divide `d_model` (256), but is 3 instead")` gets the path put before it.
     """
 
     model_config = ConfigDict(
         extra="forbid",
         strict=True,
+        allow_inf_nan=False,
         protected_namespaces=(),
         validate_by_name=True,
         validate_by_alias=True,
@@ -49,7 +51,7 @@ class Schema(BaseModel):
     )
 
 
-def validate(schema: Any, data: Any, *, path: str = "") -> Any:
+def validate(schema: Any, data: Any, *, path: str = "", partial: bool = False) -> Any:
     """Check a config section and return it as an instance of its schema.
 
     Args:
@@ -57,23 +59,24 @@ def validate(schema: Any, data: Any, *, path: str = "") -> Any:
         data: a plain dict or list, or an OmegaConf config (its interpolations are resolved),
             or one in the other. The value is not changed.
         path: where the section stands in the whole YAML, for example "data.train_ds".
+        partial: mandatory keys may be missing; without them nothing is returned.
 
     Raises:
         ConfigError: one sentence: the YAML path, what was given, what is allowed, the nearest
             known key; further errors are counted and their paths listed.
     """
     plain = _plain(data, path)
-    missing = [Problem(place, "is mandatory, but has no value") for place in _missing(plain)]
-    document = _without_missing(plain)
+    problems = [Problem(place, "is mandatory, but has no value") for place in _missing(plain)]
+    document, instance = _without_missing(plain), None
     try:
         instance = TypeAdapter(schema).validate_json(json.dumps(document))
     except ValidationError as error:
-        problems = problems_of(error.errors(include_url=False), schema=schema, data=document)
-    else:
-        problems = []
-        if not missing:
-            return instance
-    raise ConfigError(join_problems([*missing, *problems], prefix=path))
+        problems += problems_of(error.errors(include_url=False), schema=schema, data=document)
+    if partial:
+        problems = [problem for problem in problems if problem.kind != "missing"]
+    if problems:
+        raise ConfigError(join_problems(problems, prefix=path))
+    return instance
 
 
 def resolved(cfg: Any) -> Any:

@@ -27,6 +27,7 @@ _EXPECTED = {
 }
 _UNKNOWN_KEY = "extra_forbidden"
 _MAX_LISTED = 40
+_MAX_SHOWN = 60
 
 
 @dataclass(frozen=True)
@@ -249,7 +250,7 @@ def _describe(group: list[_Found], *, data: Any) -> Problem:
     if first.kind == "missing":
         return Problem(first.path, "is mandatory, but is missing", first.kind)
     if first.kind in ("union_tag_invalid", "union_tag_not_found"):
-        return _wrong_tag(first)
+        return _wrong_tag(first, value)
     allowed = [_allowed(one) for one in group]
     if not all(allowed):
         return Problem(first.path, _free_text(first, value), first.kind)
@@ -280,17 +281,20 @@ def _list_known(known: Sequence[str]) -> str:
     return f"; known keys are {names}{', ...' if len(known) > _MAX_LISTED else ''}"
 
 
-def _wrong_tag(found: _Found) -> Problem:
+def _wrong_tag(found: _Found, value: Any) -> Problem:
     """The text about the key that says which member of a union is meant."""
     context = found.error["ctx"]
     key = context["discriminator"].strip("'")
     path = found.path if "(" in key else (*found.path, key)
     if found.kind == "union_tag_not_found":
+        for name in value if isinstance(value, dict) else ():
+            if hint := near(name, [key]):
+                return Problem((*found.path, name), f"is not a known key{hint}", _UNKNOWN_KEY)
         return Problem(path, "is mandatory, but is missing")
     tags = re.findall(r"'([^']*)'", context["expected_tags"])
-    hint = near(context["tag"], tags)
+    tag = context["tag"][:_MAX_SHOWN]
     allowed = ", ".join(f"'{tag}'" for tag in tags)
-    return Problem(path, f"must be one of {allowed}, but is '{context['tag']}' instead{hint}")
+    return Problem(path, f"must be one of {allowed}, but is '{tag}' instead{near(tag, tags)}")
 
 
 def _allowed(found: _Found) -> list[str]:
@@ -347,4 +351,4 @@ def _show(value: Any) -> str:
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
     text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 3]}..."

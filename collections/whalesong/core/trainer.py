@@ -9,15 +9,22 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from nemo.constants import NEMO_ENV_VARNAME_VERSION
-from nemo.utils.exp_manager import exp_manager
+from nemo.utils.callbacks import NeMoModelCheckpoint
+from nemo.utils.exp_manager import NotFoundError, exp_manager
 from nemo.utils.get_rank import is_global_rank_zero
 from nemo.utils.trainer_utils import HalfPrecisionForAudio
 
+from whalesong.core.atomic import full_disk_named
+from whalesong.core.callbacks import CatchUp
 from whalesong.core.checkpoint import AtomicCheckpointIO, heal_checkpoints
 from whalesong.core.ema import ExponentialMovingAverage
 from whalesong.core.errors import ConfigError
+from whalesong.core.healing import wait_for_healing
 from whalesong.core.instantiate import import_target
+from whalesong.core.printable import one_line
+from whalesong.core.ranks import watch_ranks
 from whalesong.core.trainer_config import (
     EMAConfig,
     ExpManagerConfig,
@@ -62,9 +69,11 @@ def build_trainer(config: TrainerConfig, *, callbacks: list[Callback]) -> Traine
             "`trainer.callbacks` is not supported in YAML; pass callbacks from Python."
         )
     try:
-        return Trainer(**arguments, callbacks=callbacks)
-    except (ValueError, TypeError, RuntimeError) as error:
+        trainer = Trainer(**arguments, callbacks=callbacks)
+    except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
         raise ConfigError(f"`trainer`: {str(error).splitlines()[0]}") from error
+    watch_ranks(trainer)
+    return trainer
 
 
 def start_exp_manager(trainer: Trainer, config: ExpManagerConfig | None) -> Path | None:
@@ -88,22 +97,69 @@ def start_exp_manager(trainer: Trainer, config: ExpManagerConfig | None) -> Path
     folder = _log_folder(config)
     if config.resume_if_exists and (version := _newest_version(config, folder)) is not None:
         arguments["version"], folder = version, folder / version
-    if folder is not None and config.resume_if_exists and is_global_rank_zero():
-        for line in heal_checkpoints(folder / "checkpoints"):
-            _LOG.warning(line)
+    checkpoints = _checkpoint_folder(config, folder)
+    if checkpoints is not None and config.resume_if_exists:
+        _heal(checkpoints)
     # NeMo's preemption callback is for several GPUs only; `GracefulStop` works everywhere.
     arguments["create_preemption_callback"] = False
+    arguments.pop("max_time_per_run", None)  # and keeps the time limit
     if config.explicit_log_dir is not None:
         arguments |= {"exp_dir": None, "version": None}  # they would be ignored, with a complaint
     if "LOCAL_RANK" not in os.environ:  # the first process: what an earlier run in it left
         os.environ.pop(NEMO_ENV_VARNAME_VERSION, None)
     kept = _files(folder)
-    log_dir = exp_manager(trainer, arguments)
+    with full_disk_named(folder):
+        log_dir = _managed(trainer, arguments)
     if log_dir is None:
         return None
+    if isinstance(callback := trainer.checkpoint_callback, NeMoModelCheckpoint):
+        # It renames the old archive until the new one is written; ours replaces it in one move.
+        callback._backup_existing_nemo_ckpt = lambda trainer: None
+        trainer.callbacks.insert(0, CatchUp())  # before the moving average leaves the weights
     if is_global_rank_zero():
         _put_back(kept, Path(log_dir))
     return Path(log_dir)
+
+
+def _heal(checkpoints: Path) -> None:
+    if not is_global_rank_zero():  # torchrun and srun start all ranks at once
+        wait_for_healing(checkpoints)
+        return
+    for line in heal_checkpoints(checkpoints):
+        _LOG.warning(line)
+
+
+def _managed(trainer: Trainer, arguments: dict[str, Any]) -> Path | None:
+    """NeMo's `exp_manager`; what it refuses is one line."""
+    every = trainer.check_val_every_n_epoch
+    trainer.check_val_every_n_epoch = every or 0  # it compares `max_epochs` with null, too
+    try:
+        return _managed(trainer, arguments)
+    except MisconfigurationException as error:
+        raise ConfigError(f"`exp_manager`: {str(error).splitlines()[0]}") from error
+    finally:
+        trainer.check_val_every_n_epoch = every
+
+
+def time_limit(config: ExpManagerConfig | None) -> float | None:
+    """Seconds of `exp_manager.max_time_per_run`, a "DD:HH:MM:SS"; None for no limit."""
+    if config is None or config.max_time_per_run is None:
+        return None
+    days, hours, minutes, seconds = map(int, config.max_time_per_run.split(":"))
+    return ((days * 24.0 + hours) * 60 + minutes) * 60 + seconds
+
+
+def _managed(trainer: Trainer, arguments: dict[str, Any]) -> Any:
+    """What exp_manager returns; what it refuses names the section."""
+    try:
+        return exp_manager(trainer, arguments)
+    except NotFoundError as error:
+        raise ConfigError(
+            "`exp_manager.resume_ignore_no_checkpoint` must be true where there is no checkpoint "
+            f"to resume from: {one_line(error)}"
+        ) from error
+    except (ValueError, OSError, MisconfigurationException) as error:
+        raise ConfigError(f"`exp_manager`: {one_line(error)}") from error
 
 
 def _moving_average(config: EMAConfig, trainer: Trainer) -> ExponentialMovingAverage:
@@ -123,6 +179,13 @@ def _log_folder(config: ExpManagerConfig) -> Path | None:
         return None
     folder = Path(config.exp_dir) / (config.name or "default")
     return folder / config.version if config.version else folder
+
+
+def _checkpoint_folder(config: ExpManagerConfig, folder: Path | None) -> Path | None:
+    own = config.checkpoint_callback_params
+    if own is not None and own.dirpath is not None:
+        return Path(own.dirpath)
+    return None if folder is None else folder / "checkpoints"
 
 
 def _newest_version(config: ExpManagerConfig, folder: Path | None) -> str | None:

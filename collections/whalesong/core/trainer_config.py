@@ -1,15 +1,24 @@
-"""Schemas of the sections `trainer`, `exp_manager` and the optimizer.
+"""Schemas of the sections `trainer` and `exp_manager`.
 
-They declare the keys of Lightning 2.4's `Trainer`, of NeMo 3.0's `exp_manager`, and of the
-optimizers and schedulers that are known by name, without importing any of them; a test compares
-them with the real signatures. A key that is left out keeps the library's own default: hand the
-section on with `arguments()`.
+They declare the keys of Lightning 2.4's `Trainer` and of NeMo 3.0's `exp_manager` without
+importing either; a test compares them with the real signatures. A key that is left out keeps the
+library's own default: hand the section on with `arguments()`.
 """
 
+import re
 from typing import Any, Literal
 
-from pydantic import AliasChoices, Field, model_validator
+from pydantic import AliasChoices, Field, field_validator
 
+from whalesong.core.kinds import (
+    MAX_PROCESSES,
+    AtLeastOne,
+    BatchInterval,
+    BatchLimit,
+    Count,
+    NotNegative,
+    Time,
+)
 from whalesong.core.schema import Schema
 
 Mode = Literal["min", "max"]
@@ -62,13 +71,22 @@ class StrategyConfig(LibrarySchema):
     """FSDP: keep the weights in main memory."""
 
 
+class TimeConfig(LibrarySchema):
+    """`trainer.max_time` in parts."""
+
+    days: Count = 0
+    hours: Count = 0
+    minutes: Count = 0
+    seconds: Count = 0
+
+
 class TrainerConfig(LibrarySchema):
     """The section `trainer`: arguments of Lightning's `Trainer`."""
 
     accelerator: str = "auto"
     strategy: str | StrategyConfig = "auto"
-    devices: list[int] | int | str = "auto"
-    num_nodes: int = Field(1, ge=1)
+    devices: list[Count] | int | str = "auto"
+    num_nodes: int = Field(1, ge=1, le=MAX_PROCESSES)
     precision: (
         Literal[
             64, 32, 16, "64", "32", "16", "bf16", "16-true", "16-mixed", "bf16-true", "bf16-mixed",
@@ -76,47 +94,63 @@ class TrainerConfig(LibrarySchema):
         ]
         | None
     ) = None  # fmt: skip
-    logger: bool | None = None
-    """Leave false: `exp_manager` makes the loggers."""
+    logger: Literal[False] | None = None
+    """False: `exp_manager` makes the loggers."""
     callbacks: list[dict[str, Any]] | dict[str, Any] | None = None
-    fast_dev_run: bool | int = False
-    max_epochs: int | None = None
-    min_epochs: int | None = None
+    fast_dev_run: bool | Count = False
+    max_epochs: int | None = Field(None, ge=-1)
+    min_epochs: Count | None = None
     max_steps: int = Field(-1, ge=-1)
-    min_steps: int | None = None
-    max_time: str | dict[str, int] | None = None
-    limit_train_batches: int | float | None = None
-    limit_val_batches: int | float | None = None
-    limit_test_batches: int | float | None = None
-    limit_predict_batches: int | float | None = None
-    overfit_batches: int | float = 0
-    val_check_interval: int | float | None = None
-    check_val_every_n_epoch: int | None = 1
-    num_sanity_val_steps: int | None = None
-    log_every_n_steps: int | None = None
-    enable_checkpointing: bool | None = None
-    """Leave false: `exp_manager` makes the checkpoint callback."""
+    min_steps: Count | None = None
+    max_time: Time | TimeConfig | None = None
+    limit_train_batches: BatchLimit | None = None
+    limit_val_batches: BatchLimit | None = None
+    limit_test_batches: BatchLimit | None = None
+    limit_predict_batches: BatchLimit | None = None
+    overfit_batches: BatchLimit = 0
+    val_check_interval: BatchInterval | None = None
+    check_val_every_n_epoch: AtLeastOne | None = 1
+    num_sanity_val_steps: int | None = Field(None, ge=-1)
+    log_every_n_steps: AtLeastOne | None = None
+    enable_checkpointing: Literal[False] | None = None
+    """False: `exp_manager` makes the checkpoint callback."""
     enable_progress_bar: bool | None = None
     enable_model_summary: bool | None = None
     accumulate_grad_batches: int = Field(1, ge=1)
-    gradient_clip_val: float | None = None
+    gradient_clip_val: NotNegative | None = None
     gradient_clip_algorithm: Literal["norm", "value"] | None = None
     deterministic: bool | Literal["warn"] | None = None
     benchmark: bool | None = None
     inference_mode: bool = True
-    use_distributed_sampler: bool = Field(
+    use_distributed_sampler: Literal[False] = Field(
         False,
         validation_alias=AliasChoices("use_distributed_sampler", "replace_sampler_ddp"),
     )
-    """Leave false: the data loader divides the batches over ranks itself. Before Lightning 2 this
+    """False: the data loader divides the batches over ranks itself. Before Lightning 2 this
     key was `replace_sampler_ddp`; the old name is accepted."""
-    profiler: str | None = None
+    profiler: Literal["simple", "advanced", "pytorch", "xla"] | None = None
     detect_anomaly: bool = False
     barebones: bool = False
     plugins: str | list[str] | None = None
     sync_batchnorm: bool = False
-    reload_dataloaders_every_n_epochs: int = 0
+    reload_dataloaders_every_n_epochs: Count = 0
     default_root_dir: str | None = None
+
+    @field_validator("devices")
+    @classmethod
+    def _some_devices(cls, devices: list[int] | int | str) -> list[int] | int | str:
+        if isinstance(devices, int):
+            valid = devices == -1 or 1 <= devices <= MAX_PROCESSES
+        elif isinstance(devices, str):
+            valid = re.fullmatch(r"auto|-1|\d{1,4}(,\d{1,4})*,?", devices) and devices != "0"
+        else:
+            valid = 0 < len(devices) == len(set(devices))
+        if not valid:
+            raise ValueError(
+                "must be a number of devices from 1 on, a list of different ones, -1 for all or "
+                f"auto, but is {devices!r:.60}"
+            )
+        return devices
 
 
 class CheckpointCallbackConfig(LibrarySchema):
@@ -124,7 +158,7 @@ class CheckpointCallbackConfig(LibrarySchema):
 
     filepath: str | None = None
     dirpath: str | None = None
-    filename: str | None = None
+    filename: str | None = Field(None, min_length=1, max_length=200)
     """For example "{step}"; `-last` and the ending are added."""
     monitor: str | None = "val_loss"
     verbose: bool | None = True
@@ -133,18 +167,18 @@ class CheckpointCallbackConfig(LibrarySchema):
     save_weights_only: bool | None = False
     mode: Mode | None = "min"
     auto_insert_metric_name: bool = True
-    every_n_epochs: int | None = 1
-    every_n_train_steps: int | None = None
+    every_n_epochs: Count | None = 1
+    every_n_train_steps: Count | None = None
     train_time_interval: Any = None
     prefix: str | None = None
     postfix: str = ".nemo"
     save_best_model: bool = False
     always_save_nemo: bool = False
     save_nemo_on_train_end: bool | None = True
-    model_parallel_size: int | None = None
+    model_parallel_size: int | None = Field(None, ge=1)
     save_on_train_epoch_end: bool | None = False
     async_save: bool | None = False
-    save_last_n_optim_states: int | None = -1
+    save_last_n_optim_states: int | None = Field(-1, ge=-1)
 
 
 class EarlyStoppingConfig(LibrarySchema):
@@ -153,7 +187,7 @@ class EarlyStoppingConfig(LibrarySchema):
     monitor: str = "val_loss"
     mode: Mode = "min"
     min_delta: float = 0.001
-    patience: int = 10
+    patience: Count = 10
     verbose: bool = True
     strict: bool = True
     check_finite: bool = True
@@ -168,7 +202,7 @@ class StepTimingConfig(LibrarySchema):
 
     reduction: str | None = "mean"
     sync_cuda: bool | None = False
-    buffer_size: int | None = 1
+    buffer_size: int | None = Field(1, ge=1)
 
 
 class EMAConfig(LibrarySchema):
@@ -230,87 +264,11 @@ class ExpManagerConfig(LibrarySchema):
     step_timing_kwargs: StepTimingConfig | None = None
     disable_validation_on_resume: bool | None = True
     ema: EMAConfig | None = None
-    max_time_per_run: str | None = None
+    max_time_per_run: Time | None = None
     """Stop and save after "DD:HH:MM:SS"."""
-    seconds_to_sleep: float = 5
+    seconds_to_sleep: float = Field(5, ge=0, le=3600)
     create_straggler_detection_callback: bool | None = False
     straggler_detection_params: dict[str, Any] | None = None
     create_fault_tolerance_callback: bool | None = False
     fault_tolerance: dict[str, Any] | None = None
     log_tflops_per_sec_per_gpu: bool | None = True
-
-
-class SchedulerConfig(LibrarySchema):
-    """A learning-rate schedule by name, NeMo's or Eden, or by class; a key counts where that one
-    has it."""
-
-    name: str | None = None
-    target: str | None = Field(None, alias="_target_")
-    max_steps: int | None = None
-    warmup_steps: int | None = None
-    warmup_ratio: float | None = None
-    hold_steps: int | None = None
-    hold_ratio: float | None = None
-    constant_steps: int | None = None
-    constant_ratio: float | None = None
-    min_lr: float | None = None
-    last_epoch: int | None = None
-    d_model: int | None = None
-    decay_rate: float | None = None
-    power: float | None = None
-    cycle: bool | None = None
-    gamma: float | None = None
-    step_size: int | None = None
-    lr_batches: float | None = None
-    lr_epochs: float | None = None
-    warmup_batches: int | None = None
-    warmup_start: float | None = None
-
-    @model_validator(mode="after")
-    def _one_name(self) -> "SchedulerConfig":
-        if (self.name is None) == (self.target is None):
-            raise ValueError("must have one of the keys `name` and `_target_`")
-        return self
-
-
-class OptimConfig(LibrarySchema):
-    """An optimizer by name, NeMo's or scaled_adam, or by class; a key counts where that one has
-    it."""
-
-    name: str | None = None
-    """For example "adamw"."""
-    target: str | None = Field(None, alias="_target_")
-    """For example torch.optim.AdamW."""
-    lr: float = Field(gt=0)
-    """Learning rate at the peak."""
-    weight_decay: float | None = None
-    betas: tuple[float, float] | None = None
-    eps: float | tuple[float, float] | None = None
-    amsgrad: bool | None = None
-    momentum: float | None = None
-    dampening: float | None = None
-    nesterov: bool | None = None
-    grad_averaging: bool | None = None
-    luc: bool | None = None
-    scale_parameter: bool | None = None
-    relative_step: bool | None = None
-    warmup_init: bool | None = None
-    clip_threshold: float | None = None
-    decay_rate: float | None = None
-    scalar_lr_scale: float | None = None
-    param_min_rms: float | None = None
-    param_max_rms: float | None = None
-    scalar_max: float | None = None
-    size_update_period: int | None = None
-    clipping_scale: float | None = None
-    clipping_update_period: int | None = None
-    foreach: bool | None = None
-    fused: bool | None = None
-    sched: SchedulerConfig | None = None
-    """How the learning rate changes; constant if null."""
-
-    @model_validator(mode="after")
-    def _one_name(self) -> "OptimConfig":
-        if (self.name is None) == (self.target is None):
-            raise ValueError("must have one of the keys `name` and `_target_`")
-        return self

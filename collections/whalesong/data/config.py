@@ -124,14 +124,14 @@ class DatasetConfig(Schema):
     keep: str = "pass"
     """Cuts whose `validation_status` is something else are left out."""
 
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     """Seed of the order and of every random choice in loading."""
     shard_seed: int | Literal["randomized", "trng"] = "randomized"
     """Seed of the order alone: `randomized` follows `seed`; `trng` is another order in every run
     and cannot be resumed exactly."""
-    num_workers: int = Field(0, ge=0)
+    num_workers: int = Field(0, ge=0, le=1024)
     """Worker processes; the data are the same whatever it is."""
-    worker_timeout: float = Field(30.0, ge=0)
+    worker_timeout: float = Field(25.0, ge=0)
     """Seconds without a batch after which workers count as hanging; 0 waits for ever."""
     pin_memory: bool = False
     """Copy batches into pinned memory."""

@@ -36,6 +36,8 @@ class Conversation:
     turns: tuple[Turn, ...]
     custom: dict[str, Any] = field(default_factory=dict)
     """Attributes that came with the example or from `tags`."""
+    source: str = ""
+    """Where it was read, for messages."""
 
     @property
     def audios(self) -> list[Cut]:
@@ -58,7 +60,11 @@ Example = Cut | Conversation | TextExample
 
 
 def make_conversation(
-    id: str, parts: Iterable[tuple[str, Part]], *, custom: dict[str, Any] | None = None
+    id: str,
+    parts: Iterable[tuple[str, Part]],
+    *,
+    custom: dict[str, Any] | None = None,
+    source: str = "",
 ) -> Conversation:
     """Build a conversation of (role, part) pairs; neighbours of the same role become one turn."""
     turns: list[Turn] = []
@@ -67,7 +73,7 @@ def make_conversation(
             turns[-1] = Turn(role, (*turns[-1].parts, part))
         else:
             turns.append(Turn(role, (part,)))
-    return Conversation(id, tuple(turns), custom or {})
+    return Conversation(id, tuple(turns), custom or {}, source)
 
 
 def as_conversation(cut: Cut, *, default_context: str | None = None) -> Conversation:
@@ -110,7 +116,8 @@ def with_tags(example: Example, tags: Mapping[str, Any]) -> Example:
         parts = [("user", tags["context"]), *parts]
     if tags.get("system_prompt") and role != "system":
         parts = [("system", tags["system_prompt"]), *parts]
-    return make_conversation(example.id, parts, custom={**example.custom, **tags})
+    custom = {**example.custom, **tags}
+    return make_conversation(example.id, parts, custom=custom, source=example.source)
 
 
 def transcript(cut: Cut) -> str:
@@ -133,6 +140,21 @@ def origin(cut: Cut) -> str:
     if not isinstance(source, str):
         return "audio in memory"
     return source.rsplit("#", 1)[0] if is_reference(source) else source
+
+
+def located(error: DataError, example: Example) -> DataError:
+    """The error with the place of the example in front, if it does not name it yet."""
+    place, message = _place(example), str(error)
+    return error if place in message else DataError(f"{place}: {message}")
+
+
+def _place(example: Example) -> str:
+    """The file of an example; its id where that says where it is from."""
+    if isinstance(example, TextExample):
+        return example.id
+    if not isinstance(example, Conversation):
+        return origin(example)
+    return example.source or next(map(origin, example.audios), example.id)
 
 
 def conversation_from_nemo(example: Any) -> Conversation:

@@ -84,7 +84,8 @@ def read_conversations(
             continue
         custom = data.get("custom") or {}
         if not custom.get("_skipme"):
-            yield make_conversation(name, parts, custom=custom)
+            place = f"{path}, line {number}"
+            yield make_conversation(name, parts, custom=custom, source=place)
 
 
 class FileTurns:

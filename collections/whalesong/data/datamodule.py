@@ -2,17 +2,20 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
 
-from whalesong.core.errors import CheckpointError, ConfigError
+from whalesong.core.errors import CheckpointError, ConfigError, DataError
 from whalesong.core.schema import validate
 from whalesong.data.config import DataConfig, DatasetConfig, ValidationConfig
 from whalesong.data.filters import MeasureTokens
 from whalesong.data.loader import BatchLoader
 from whalesong.data.plan import BatchPlan, make_plan
+
+_LOG = logging.getLogger(__name__)
 
 FREE_KEYS = ("num_workers", "worker_timeout", "pin_memory")
 """Keys of `train_ds` that may differ between a run and its resumption: they change no batch."""
@@ -60,16 +63,25 @@ class LanguageDataModule(LightningDataModule):
         """Names of the test sets, in the order of the loaders."""
         return list(self._sets["test_ds"])
 
+    def setup(self, stage: str) -> None:
+        """Look before training whether there is something to validate on.
+
+        Raises:
+            DataError: the filters of a validation set leave nothing.
+        """
+        if stage != "fit" or self._overfits or not getattr(self.trainer, "limit_val_batches", 0):
+            return
+        for name, config in self._sets["validation_ds"].items():
+            path = f"data.validation_ds.datasets.{name}"
+            next(self._plan(config, path, shuffle=False, quiet=True).examples(0))
+
     def train_dataloader(self) -> BatchLoader:
         """One endless stream, or one pass an epoch (see `_infinite`)."""
         if self.config.train_ds is None:
             raise ConfigError("`data.train_ds` is mandatory for training, but is missing.")
         config = self.config.train_ds
-        plan = self._plan(config, "data.train_ds", shuffle=True)
-        if self._restored is not None:
-            self._check_resumable(plan)
         self._train_loader = self._loader(
-            plan,
+            self._plan(config, "data.train_ds", shuffle=True),
             self.train_collator,
             config,
             infinite=self._infinite(config),
@@ -78,8 +90,10 @@ class LanguageDataModule(LightningDataModule):
         )
         if self._restored is not None:
             self._train_loader.load_state_dict(self._restored)
+            self._set_progress(self._restored["consumed"])
             self._restored = None
-            self._complete_progress()
+        elif config.shard_seed == "trng":
+            _LOG.warning("`data.train_ds.shard_seed` is trng: this run cannot be resumed exactly.")
         return self._train_loader
 
     def val_dataloader(self) -> list[BatchLoader]:
@@ -100,10 +114,11 @@ class LanguageDataModule(LightningDataModule):
         return self.test_dataloader()
 
     def state_dict(self) -> dict[str, Any]:
-        """The place in the plan of the next batch to train on, and what makes the plan."""
+        """The place in the plan after the last optimizer step, and what makes the plan."""
         if self._train_loader is None:
             return self._restored or {}
-        return {**self._train_loader.state_dict(), "fingerprint": fingerprint(self.config)}
+        place = self._train_loader.state_dict(waiting=self._waiting())
+        return {**place, "fingerprint": fingerprint(self.config)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where a checkpoint stands.
@@ -119,9 +134,22 @@ class LanguageDataModule(LightningDataModule):
                 f"the checkpoint was made with another `data.{changed[0]}`: undo the change to "
                 "resume exactly, or start fresh with another log folder."
             )
+        if self.config.train_ds.shard_seed == "trng":
+            raise CheckpointError(
+                "`data.train_ds.shard_seed` is trng, another order in every run: set it to "
+                "randomized to resume exactly."
+            )
         self._restored = dict(state_dict)
         if self._train_loader is not None:
             self._train_loader.load_state_dict(state_dict)
+
+    def on_exception(self, exception: BaseException) -> None:
+        """Tell of a data worker whose end has interrupted the training, and stop the workers."""
+        try:
+            for loader in self._loaders:
+                loader.explain(exception)
+        finally:
+            self.teardown("fit")
 
     def teardown(self, stage: str) -> None:
         """Stop the workers."""
@@ -149,7 +177,9 @@ class LanguageDataModule(LightningDataModule):
             loaders.append(self._loader(plan, collator, config, repeat_first_epoch=True))
         return loaders
 
-    def _plan(self, config: DatasetConfig, path: str, *, shuffle: bool) -> BatchPlan:
+    def _plan(
+        self, config: DatasetConfig, path: str, *, shuffle: bool, quiet: bool = False
+    ) -> BatchPlan:
         return make_plan(
             config,
             path=path,
@@ -157,6 +187,7 @@ class LanguageDataModule(LightningDataModule):
             on_bad_cut=self.config.on_bad_cut,
             default_context=self.config.default_context,
             measure_tokens=self.measure_tokens,
+            quiet=quiet,
         )
 
     def _loader(
@@ -209,23 +240,35 @@ class LanguageDataModule(LightningDataModule):
         last = epoch_loop.batch_progress.is_last_batch
         return epoch_loop.restarting and (last or isinstance(limit, int) and trained >= limit)
 
-    def _complete_progress(self) -> None:
-        """Count the last batch before the checkpoint as completed.
+    def _waiting(self) -> int:
+        """Batches whose gradients wait for the next optimizer step.
 
-        Lightning does so only after the hooks in which checkpoints are written: a resumed epoch
-        would be a batch too long, and gradient accumulation out of step.
+        Gradients are in no checkpoint: a resumed run trains on these batches again.
         """
-        if self.trainer is not None:
-            progress = self.trainer.fit_loop.epoch_loop.batch_progress
-            progress.current.completed = progress.current.processed
-            progress.total.completed = progress.total.processed
+        if self.trainer is None:
+            return 0
+        progress = self.trainer.fit_loop.epoch_loop.batch_progress
+        trained = progress.current.processed
+        # The last batch of an epoch ends a step, when it has been trained on.
+        is_last = progress.is_last_batch and progress.current.ready == trained
+        if is_last or trained >= self.trainer.num_training_batches:
+            return 0
+        return trained % self.trainer.accumulate_grad_batches
 
-    def _check_resumable(self, plan: BatchPlan) -> None:
-        if not plan.resumable:
-            raise CheckpointError(
-                "`data.train_ds.shard_seed` is trng, another order in every run: set it to "
-                "randomized to resume exactly."
-            )
+    def _set_progress(self, consumed: int) -> None:
+        """Let the trainer go on after that many batches.
+
+        Its own counts hold the batches of a step that was under way, and count the last batch as
+        completed only after the hooks in which checkpoints are written: a resumed epoch would be a
+        batch too long, and gradient accumulation out of step.
+        """
+        if self.trainer is None:
+            return
+        progress = self.trainer.fit_loop.epoch_loop.batch_progress
+        waiting = progress.total.processed - consumed
+        for counts in (progress.current, progress.total):
+            done = counts.processed - waiting
+            counts.ready = counts.started = counts.processed = counts.completed = done
 
 
 def _fitted(collator: Any, config: DataConfig) -> Any:
@@ -264,9 +307,18 @@ def check_inputs(config: DataConfig, sections: Sequence[str]) -> None:
         else:
             datasets = {} if section is None else {f"data.{name}": section}
         for path, dataset in datasets.items():
-            make_plan(
-                dataset, path=path, on_bad_cut=config.on_bad_cut, measure_tokens=_measured_later
-            )
+            try:
+                make_plan(
+                    dataset,
+                    path=path,
+                    on_bad_cut=config.on_bad_cut,
+                    measure_tokens=_measured_later,
+                    quiet=True,  # the loaders tell what is left out
+                )
+            except DataError as error:
+                if f"`{path}" in str(error):
+                    raise
+                raise DataError(f"`{path}.{dataset.input_keys[0]}`: {error}") from error
 
 
 def _measured_later(example: Any) -> int:

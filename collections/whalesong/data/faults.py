@@ -17,9 +17,13 @@ OnBadCut = Literal["raise", "skip"]
 class Faults:
     """Takes every fault in the data of one plan and its loader."""
 
-    def __init__(self, on_bad_cut: OnBadCut = "raise") -> None:
-        """`raise` stops at the first fault; `skip` logs each one once and counts it."""
+    def __init__(self, on_bad_cut: OnBadCut = "raise", *, quiet: bool = False) -> None:
+        """`raise` stops at the first fault; `skip` logs each one once and counts it.
+
+        With `quiet` it is counted only, for a look at the data before they are used.
+        """
         self.on_bad_cut = on_bad_cut
+        self.quiet = quiet
         self._lost: dict[str, int] = {}
         self._logged = 0
 
@@ -32,8 +36,8 @@ class Faults:
         """Raise a `DataError`, or log and count a fault that cost `lost` examples."""
         if self.on_bad_cut == "raise":
             raise DataError(message)
-        if message not in self._lost:
-            logger.warning("Left out: %s", message)
+        if message not in self._lost and not self.quiet:
+            logger.warning("Left out: %s" if lost else "Used all the same: %s", message)
         self._lost[message] = lost
 
     def log_total(self, name: str) -> None:
@@ -41,8 +45,15 @@ class Faults:
         if len(self._lost) > self._logged:
             self._logged = len(self._lost)
             logger.warning(
-                "%s: %d examples left out for %d faults.", name, self.total, len(self._lost)
+                "`%s`: left out in all: %s, for %s.",
+                name,
+                _counted(self.total, "example"),
+                _counted(len(self._lost), "fault"),
             )
+
+
+def _counted(count: int, name: str) -> str:
+    return f"{count} {name}" if count == 1 else f"{count} {name}s"
 
 
 def cause(error: BaseException, limit: int = 200) -> str:

@@ -220,14 +220,17 @@ def _cuts_shards_of(item: CutsInput, scope: Scope) -> Iterator[tuple[list[Shard]
         )
         yield shards, None
     elif not isinstance(item.shar_path, list):
-        yield shar_shards(item.shar_path), None
+        yield shar_shards(item.shar_path, scope.faults), None
     elif all(isinstance(folder, str) for folder in item.shar_path):
-        yield [shard for folder in item.shar_path for shard in shar_shards(folder)], None
+        folders = item.shar_path
+        yield [shard for folder in folders for shard in shar_shards(folder, scope.faults)], None
     else:
-        yield from _weighted_folders(item.shar_path, f"{scope.path}.shar_path")
+        yield from _weighted_folders(item.shar_path, f"{scope.path}.shar_path", scope.faults)
 
 
-def _weighted_folders(pairs: list[Any], path: str) -> Iterator[tuple[list[Shard], float]]:
+def _weighted_folders(
+    pairs: list[Any], path: str, faults: Faults
+) -> Iterator[tuple[list[Shard], float]]:
     """`[[folder, weight], ...]`"""
     for index, pair in enumerate(pairs):
         valid = isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str)
@@ -237,7 +240,7 @@ def _weighted_folders(pairs: list[Any], path: str) -> Iterator[tuple[list[Shard]
             raise ConfigError(f"`{path}[{index}][1]` must be above 0, but is {pair[1]} instead.")
     total = sum(weight for _, weight in pairs)
     for folder, weight in pairs:
-        yield shar_shards(folder), weight / total
+        yield shar_shards(folder, faults), weight / total
 
 
 def _conversion(item: InputItem, scope: Scope) -> Callable[[Example], Example] | None:

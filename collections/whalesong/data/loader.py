@@ -4,29 +4,28 @@ The plan runs in the main process; workers get lists of examples and read, decod
 """
 
 import atexit
-import ctypes
 import os
 import signal
-import sys
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from threading import Timer
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch._C import _remove_worker_pids
+from torch.utils.data import DataLoader
 
 from whalesong.core.errors import DataError, UserError
-from whalesong.core.seeding import seeded
-from whalesong.data.faults import OnBadCut, cause
+from whalesong.data.loading import Outcome, StepDataset, init_worker
 from whalesong.data.plan import BatchPlan
 from whalesong.data.steps import Position, Step, plan_steps
 
 HISTORY = 1024
-"""Steps whose place in the plan is remembered; a trainer prefetches a few."""
+"""Steps that are remembered, with their place in the plan and the ids of their examples."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +101,23 @@ class BatchLoader:
         """How many passes over the data are consumed."""
         return self._position(self._next_wanted()).epoch
 
-    def state_dict(self) -> dict[str, int]:
-        """How many batches this rank has consumed, and the place in the plan after them."""
-        consumed = self._next_wanted()
+    def ids_of(self, number: int) -> tuple[str, ...]:
+        """Ids of the examples in a batch that was delivered; nothing that was left out.
+
+        Args:
+            number: of the batch since the begin of training; with `repeat_first_epoch` since the
+                begin of the pass. Of more than `HISTORY` batches ago nothing is known.
+        """
+        outcome = self._outcomes.get(number)
+        return () if outcome is None else outcome.ids
+
+    def state_dict(self, *, waiting: int = 0) -> dict[str, int]:
+        """How many batches this rank has consumed, and the place in the plan after them.
+
+        Args:
+            waiting: the last ones that do not count yet.
+        """
+        consumed = self._next_wanted() - waiting
         position = Position() if self.repeat_first_epoch else self._position(consumed)
         return {"consumed": consumed, "epoch": position.epoch, "batch": position.batch}
 
@@ -128,10 +141,11 @@ class BatchLoader:
 
     def _reset(self, number: int) -> None:
         self._stream: Iterator[tuple[Any, Outcome]] | None = None
+        self._workers_hung = False
         self._number = number  # of the next batch of the stream
         self._delivered = number  # number of the next batch that was not delivered
         self._kept: deque[Delivery] = deque()
-        self._after: dict[int, Position] = {}
+        self._outcomes: dict[int, Outcome] = {}
 
     def _next_wanted(self) -> int:
         return self._delivered if self._consumed is None else self._consumed()
@@ -173,14 +187,21 @@ class BatchLoader:
             self.plan.faults.report(message)
         if outcome.error is not None:
             self.close()
-            raise DataError(outcome.error)
+            raise self._error(outcome)
         number = self._number
         self._number += 1
-        self._after[self._number] = outcome.after
-        self._after.pop(self._number - HISTORY, None)
+        self._outcomes[number] = outcome
+        self._outcomes.pop(number - HISTORY, None)
         return Delivery(number, batch, outcome.ends_epoch)
 
-    def _open(self) -> Iterator[tuple[Any, "Outcome"]]:
+    def _error(self, outcome: Outcome) -> DataError:
+        if outcome.details is None:
+            return DataError(outcome.error)
+        error = DataError(f"`{self.plan.path}`: {outcome.error}")
+        error.__cause__ = RuntimeError(outcome.details)
+        return error
+
+    def _open(self) -> Iterator[tuple[Any, Outcome]]:
         """Start the workers at batch `self._number`."""
         number, position = self._origin
         if self._number < number:  # a new run with an old loader
@@ -193,7 +214,7 @@ class BatchLoader:
                 batch_size=None,
                 collate_fn=_unchanged,
                 num_workers=self.num_workers,
-                worker_init_fn=partial(_init_worker, parent=os.getpid()),
+                worker_init_fn=partial(init_worker, parent=os.getpid()),
                 timeout=self.worker_timeout if self.num_workers else 0,
                 pin_memory=self.pin_memory and torch.cuda.is_available(),
                 generator=torch.Generator(),  # the global one is left as it is
@@ -211,30 +232,54 @@ class BatchLoader:
 
     def _position(self, consumed: int) -> Position:
         """The place after a number of batches; one that is not remembered is found by walking."""
-        if consumed in self._after:
-            return self._after[consumed]
+        if (outcome := self._outcomes.get(consumed - 1)) is not None:
+            return outcome.after
         number, position = self._origin if consumed >= self._origin[0] else (0, Position())
         for step in islice(self._steps(position), consumed - number):
             position = step.after
         return position
 
-    def _next_of(self, stream: Iterator[tuple[Any, "Outcome"]]) -> tuple[Any, "Outcome"]:
+    def _next_of(self, stream: Iterator[tuple[Any, Outcome]]) -> tuple[Any, Outcome]:
         try:
-            return next(stream)
+            if not self.num_workers or not self.worker_timeout:
+                return next(stream)
+            # A worker that hangs while it hands a batch over is beyond the loader's own timeout.
+            alarm = Timer(self.worker_timeout + 1, self._end_hanging_workers, [stream])
+            alarm.daemon = True
+            alarm.start()
+            try:
+                return next(stream)
+            finally:
+                alarm.cancel()
         except StopIteration:
             raise
         except Exception as error:
-            reason = self._worker_failure(stream, error)
+            self.explain(error)
             self.close()
-            if reason is None:
-                raise
-            raise DataError(reason) from None
+            raise
 
-    def _worker_failure(self, stream: Any, error: Exception) -> str | None:
-        """One line on why the workers fail; None if the error is one of the code they run."""
-        if not self.num_workers:
-            return None
-        if "DataLoader timed out" in str(error):
+    def explain(self, error: BaseException) -> None:
+        """Close the loader if its workers are what an error comes from.
+
+        Raises:
+            DataError: one line on what has happened to them.
+        """
+        if isinstance(error, UserError) or not isinstance(error, Exception):
+            return
+        if not self.num_workers or self._stream is None:
+            return
+        if reason := self._worker_failure(self._stream, error):
+            _kill_workers(self._stream)  # none of them is waited for
+            self.close()
+            raise DataError(reason) from error
+
+    def _end_hanging_workers(self, stream: Any) -> None:
+        self._workers_hung = True
+        _kill_workers(stream)
+
+    def _worker_failure(self, stream: Any, error: BaseException) -> str | None:
+        """One line on why the workers fail; None if they do not."""
+        if self._workers_hung or "DataLoader timed out" in str(error):
             seconds = f"{self.worker_timeout:.0f} s (`worker_timeout`)"
             return f"`{self.plan.path}`: the data workers gave no batch for {seconds}."
         for worker in stream._workers:
@@ -242,62 +287,9 @@ class BatchLoader:
             if worker.exitcode is not None and worker.exitcode != 0:
                 code = worker.exitcode
                 how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+                how += " (out of memory?)" if -code == signal.SIGKILL else ""
                 return f"`{self.plan.path}`: data worker {worker.pid} was ended {how}."
         return None
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a worker says about a step beside its batch."""
-
-    after: Position
-    ends_epoch: bool
-    left_out: tuple[str, ...] = ()
-    error: str | None = None
-
-
-class StepDataset(Dataset):
-    """Loads a step: the index of this map-style dataset is the step itself."""
-
-    def __init__(self, collator: Any, on_bad_cut: OnBadCut) -> None:
-        self.collator = collator
-        self.on_bad_cut = on_bad_cut
-
-    def __getitem__(self, step: Step) -> tuple[Any, Outcome]:
-        """The batch of a step, made with random numbers of its own."""
-        left_out: list[str] = []
-        try:
-            with seeded(step.seed):
-                batch = self._collate(self._load(step.examples, left_out), left_out)
-        except UserError as error:
-            return None, Outcome(step.after, step.ends_epoch, tuple(left_out), str(error))
-        return batch, Outcome(step.after, step.ends_epoch, tuple(left_out))
-
-    def _load(self, examples: list[Any], left_out: list[str]) -> list[Any]:
-        return list(self._good(self.collator.load, examples, left_out))
-
-    def _collate(self, loaded: list[Any], left_out: list[str]) -> Any:
-        try:
-            return self.collator(loaded)
-        except DataError:
-            if self.on_bad_cut == "raise" or len(loaded) == 0:
-                raise
-        # Find the examples that cannot be collated on their own.
-        good = list(self._good(lambda one: (self.collator([one]), one)[1], loaded, left_out))
-        if len(good) == len(loaded):
-            raise DataError(f"{len(loaded)} examples that are each good make no batch.")
-        return self.collator(good)
-
-    def _good(
-        self, function: Callable[[Any], Any], items: list[Any], left_out: list[str]
-    ) -> Iterator[Any]:
-        for item in items:
-            try:
-                yield function(item)
-            except DataError as error:
-                if self.on_bad_cut == "raise":
-                    raise
-                left_out.append(cause(error, limit=500))
 
 
 def _until_epoch_end(steps: Iterator[Step]) -> Iterator[Step]:
@@ -307,6 +299,14 @@ def _until_epoch_end(steps: Iterator[Step]) -> Iterator[Step]:
             return
 
 
+def _kill_workers(stream: Any) -> None:
+    if stream._worker_pids_set:  # torch would take their deaths for failures
+        _remove_worker_pids(id(stream))
+        stream._worker_pids_set = False
+    for worker in stream._workers:
+        worker.kill()
+
+
 def _close(reference: weakref.ref[BatchLoader]) -> None:
     if (loader := reference()) is not None:
         loader.close()
@@ -314,14 +314,3 @@ def _close(reference: weakref.ref[BatchLoader]) -> None:
 
 def _unchanged(value: Any) -> Any:
     return value
-
-
-def _init_worker(worker: int, *, parent: int) -> None:
-    """A worker ends with its parent, and leaves it to answer signals sent to all processes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    if sys.platform == "linux":
-        parent_death_signal = 1
-        ctypes.CDLL(None).prctl(parent_death_signal, signal.SIGKILL)
-        if os.getppid() != parent:  # it ended before it could be tied to this process
-            os._exit(1)

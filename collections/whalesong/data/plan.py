@@ -60,11 +60,6 @@ class BatchPlan:
         self.order_seed = _order_seed(config)
         self._check()
 
-    @property
-    def resumable(self) -> bool:
-        """Whether another process makes the same batches."""
-        return self.config.shard_seed != "trng"
-
     def batches(self, epoch: int) -> Iterator[list[Example]]:
         """Yield the batches of an epoch.
 
@@ -176,7 +171,7 @@ class BatchPlan:
         return True
 
     def _nothing_left(self, name: str) -> DataError:
-        reasons = [self.filters.summary()] if self.filters.dropped else []
+        reasons = [self.filters.explanation()] if self.filters.dropped else []
         reasons += [f"{self.faults.total} unreadable"] if self.faults.total else []
         return DataError(f"{name}: no example is left: {'; '.join(reasons) or 'there are none'}.")
 
@@ -215,9 +210,13 @@ def make_plan(
     on_bad_cut: str = "raise",
     default_context: str | None = None,
     measure_tokens: MeasureTokens | None = None,
+    quiet: bool = False,
 ) -> BatchPlan:
-    """The plan of a dataset section; `path` is where the section stands in the YAML."""
-    faults = Faults(on_bad_cut)
+    """The plan of a dataset section; `path` is where the section stands in the YAML.
+
+    With `quiet` nothing that is left out is logged.
+    """
+    faults = Faults(on_bad_cut, quiet=quiet)
     sources = resolve_sources(config, path=path, faults=faults, default_context=default_context)
     return BatchPlan(
         sources, config, path=path, shuffle=shuffle, measure_tokens=measure_tokens, faults=faults

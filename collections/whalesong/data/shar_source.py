@@ -28,13 +28,17 @@ SHARD_FILE = re.compile(r"(?P<field>[^.]+)\.(?P<number>\d+)\.(tar|jsonl)(\.gz)?$
 Manifest = Recording | Features | Array | TemporalArray
 
 
-def shar_shards(path: str | Mapping[str, Any]) -> list[Shard]:
+def shar_shards(path: str | Mapping[str, Any], faults: Faults | None = None) -> list[Shard]:
     """The shards of a shar folder, or of a mapping field -> paths.
 
+    Args:
+        faults: takes a shard of a folder that lacks a file.
+
     Raises:
-        DataError: the folder is missing, holds no cuts, or lacks a file of a shard.
+        DataError: the folder is missing or holds no cuts, or a named file is missing.
     """
-    fields = _fields_of(path) if isinstance(path, Mapping) else _fields_in(Path(path))
+    faults = faults or Faults()
+    fields = _fields_of(path) if isinstance(path, Mapping) else _fields_in(Path(path), faults)
     cuts = fields.pop("cuts", [])
     if not cuts:
         raise DataError(f"{path}: holds no cuts (cuts.000000.jsonl.gz and so on).")
@@ -57,20 +61,25 @@ def _fields_of(mapping: Mapping[str, Any]) -> dict[str, list[str]]:
     return fields
 
 
-def _fields_in(folder: Path) -> dict[str, list[str]]:
-    """Find `field.number.extension` files and check that every shard has all of its fields."""
+def _fields_in(folder: Path, faults: Faults) -> dict[str, list[str]]:
+    """Find `field.number.extension` files; a shard that lacks one of its fields is left out."""
     if not folder.is_dir():
         raise DataError(f"{folder}: no such shar folder.")
     found: dict[str, dict[str, str]] = {}
     for file in sorted(folder.iterdir()):
         if name := SHARD_FILE.match(file.name):
             found.setdefault(name["field"], {})[name["number"]] = str(file)
-    numbers = sorted(set().union(*found.values()))
-    for field, files in found.items():
-        for number in numbers:
-            if number not in files:
-                raise DataError(f"{folder}: has no file {field}.{number}.* of shard {number}.")
-    return {field: [files[number] for number in numbers] for field, files in found.items()}
+    whole = []
+    for number in sorted(set().union(*found.values())):
+        if missing := next((field for field in found if number not in found[field]), None):
+            cuts = found.get("cuts", {}).get(number)
+            faults.report(
+                f"{folder}: has no file {missing}.{number}.* of shard {number}.",
+                lost=1 if cuts is None else count_lines(cuts),
+            )
+        else:
+            whole.append(number)
+    return {field: [files[number] for number in whole] for field, files in found.items()}
 
 
 def read_shard(
@@ -82,7 +91,8 @@ def read_shard(
         try:
             columns.append(_TarColumn(field, path) if ".tar" in path else _JsonColumn(field, path))
         except DataError as error:
-            faults.report(f"{error} Its shard {cuts_path} is lost.")
+            lost = count_lines(cuts_path)
+            faults.report(f"{error} Its shard {cuts_path} is lost.", lost=lost)
             return
     for number, data in read_jsonl(cuts_path, faults):
         try:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from whalesong.core.errors import DataError
+from whalesong.data.faults import cause
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +109,10 @@ def _text(row: Mapping[str, Any], name: str) -> str:
         raise DataError(f"its `{name}` must be a string, but is {value!r:.60}")
     if not value.strip():
         raise DataError(f"its `{name}` is empty")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(f"its `{name}` is no valid Unicode ({cause(error)})") from error
     return value
 
 

@@ -1,8 +1,9 @@
 """What the `model` sections of families with perception and an LLM have in common."""
 
-from typing import Any, Literal
+from typing import Literal
 
 from whalesong.core.model_config import ModelConfig, TargetConfig
+from whalesong.core.part_config import EncoderConfig
 from whalesong.core.schema import Schema
 
 PERCEPTION = "nemo.collections.speechlm2.modules.perception.AudioPerceptionModule"
@@ -12,9 +13,9 @@ class PerceptionConfig(Schema):
     """NeMo's `AudioPerceptionModule`; what is left out comes from `pretrained_asr`."""
 
     target: Literal[PERCEPTION] = PERCEPTION
-    preprocessor: dict[str, Any] | None = None
+    preprocessor: EncoderConfig | None = None
     """Overrides of the mel front end of the ASR model."""
-    encoder: dict[str, Any] | None = None
+    encoder: EncoderConfig | None = None
     """Overrides of its encoder, such as `att_context_size`."""
     modality_adapter: TargetConfig
     """`feat_in`, `output_dim` and `d_model` that are null are taken from encoder and LLM."""

@@ -34,6 +34,11 @@ def assembled(cfg: DictConfig) -> DictConfig:
         return cfg
     cfg = resolved(cfg)
     network, model_type = cfg.get("model"), cfg.get("model_type")
+    for section, schema in (("model_type", ModelTypeConfig), ("datamodule", DatamoduleConfig)):
+        if cfg.get(section):
+            validate(schema, cfg[section], path=section)
+    sections = {k: v for k, v in (cfg.get("data") or {}).items() if k in DataConfig.model_fields}
+    validate(DataConfig, sections, path="data", partial=True)
     datamodule = OmegaConf.create(cfg.get("datamodule") or {})
     if not network:
         raise ConfigError("`model` is missing beside `model_type`; choose one with model=NAME.")
@@ -45,8 +50,8 @@ def assembled(cfg: DictConfig) -> DictConfig:
     given = {key: data.pop(key) for key in DatamoduleConfig.model_fields if key in data}
     datamodule = OmegaConf.merge(datamodule, given)
     validate(TargetConfig, network, path="model")
-    validate(ModelTypeConfig, model_type, path="model_type")
     validate(DatamoduleConfig, datamodule, path="datamodule")
+    _check_prompt_positions(network, datamodule.get("input_block_size", 0))
     sizes = {key: datamodule[key] for key in _SIZES if key in datamodule}
     sets = {key: value for key, value in datamodule.items() if key not in _SIZES}
     validate(DataConfig, {**data, **sets}, path="data")
@@ -54,6 +59,16 @@ def assembled(cfg: DictConfig) -> DictConfig:
     job["model"] = {"target": TARGET, "network": network, **model_type, **sizes}
     job["data"] = {**data, **sets}
     return OmegaConf.create(job)
+
+
+def _check_prompt_positions(network: DictConfig, input_block_size: int) -> None:
+    """Positions that are learned must be enough for every prompt; without any, none is needed."""
+    count = network.get("prompt_positions") or 0
+    if isinstance(count, int) and 0 < count < input_block_size:
+        raise ConfigError(
+            "`model.prompt_positions` must be 0, or at least `datamodule.input_block_size` "
+            f"({input_block_size}), but is {count}."
+        )
 
 
 def _given(data: DictConfig) -> dict[str, Any]:

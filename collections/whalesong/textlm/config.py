@@ -5,8 +5,8 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from whalesong.core.model_config import ModelConfig, OptimizerSection, TargetConfig
+from whalesong.core.optim_config import OptimConfig
 from whalesong.core.schema import Schema
-from whalesong.core.trainer_config import OptimConfig
 from whalesong.data.config import DatasetConfig, ValidationConfig
 
 
@@ -15,7 +15,7 @@ class TokenizerConfig(Schema):
 
     type: Literal["numbers", "words", "characters", "bytes", "pretrained"]
     """`numbers` and `words` split at blanks; `pretrained` is a tokenizer of transformers."""
-    count: int | None = Field(None, gt=0)
+    count: int | None = Field(None, gt=0, le=10_000_000)
     """For `numbers`: how many there are, from 0 on."""
     vocabulary: list[str] | str | None = None
     """For `words` and `characters`: a list, or a text file with one of them a line."""

@@ -97,7 +97,7 @@ def test_job_types_are_named_when_one_is_wrong(place: Path, refused: Refused) ->
     commands(place, "my_model", "report: my_model.model_my_model.report\n")
     assert refused("job_type=reprot") == (
         "Error: `job_type` must be one of train, eval, predict, generate, prepare_data, list,"
-        " report, but is 'reprot' instead; did you mean `report`?\n"
+        " inspect, report, but is 'reprot' instead; did you mean `report`?\n"
     )
 
 

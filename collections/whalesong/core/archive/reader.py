@@ -155,6 +155,11 @@ class Archive:
         """Bytes of one member."""
         return self._members[name].size
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Bytes of every member."""
+        return {name: member.size for name, member in self._members.items()}
+
     def tensor_entries(self) -> dict[str, dict[str, Any]]:
         """Type and shape of each stored tensor, without reading the data; not for legacy ones."""
         with blame(self.path):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from whalesong.core.errors import ArchiveError
 
-MAX_HEADER = 32 * 1024**2
+MAX_HEADER = 6 * 1024**2
 _ALIGNMENT = 8
 
 _DTYPES = {

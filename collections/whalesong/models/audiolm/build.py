@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from whalesong.core.instantiate import naming
 from whalesong.models.audiolm.config import AudioLMConfig
 from whalesong.models.audiolm.model import AudioLM
 from whalesong.models.audiolm.wrapper import AudioLMWrapper
@@ -46,11 +47,12 @@ def build_wrapper(
         ValueError: what does not fit together.
     """
     check_sizes(config)
-    codec = build_codec(
-        section["pretransform"],
-        assets=assets_of(assets, CODEC_ASSETS),
-        sample_rate=config.sample_rate,
-    )
+    with naming("model.pretransform"):
+        codec = build_codec(
+            section["pretransform"],
+            assets=assets_of(assets, CODEC_ASSETS),
+            sample_rate=config.sample_rate,
+        )
     check_codec(config, codec)
     conditioner = None
     if conditions_of(config):

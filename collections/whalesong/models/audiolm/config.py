@@ -4,10 +4,11 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from whalesong.core.kinds import MAX_LAYERS, MAX_WIDTH
 from whalesong.core.model_config import ModelConfig
 from whalesong.core.schema import Schema, validate
 from whalesong.modules.codec.config import pretransform_union
-from whalesong.modules.conditioning.section import ConditioningSection
+from whalesong.modules.conditioning.section import ConditioningSection, parse_item
 from whalesong.sound.decoding_settings import DecodingSettings
 
 PromptMode = Literal["prefix", "infill", "none", "segment", "neighbour"]
@@ -17,11 +18,11 @@ NARStage = Literal["batch", "sample", "all"]
 class NARSizes(Schema):
     """Where the second half differs from the first."""
 
-    d_model: int | None = Field(None, gt=0)
+    d_model: int | None = Field(None, gt=0, le=MAX_WIDTH)
     """Width; null takes that of the first half."""
-    num_heads: int | None = Field(None, gt=0)
+    num_heads: int | None = Field(None, gt=0, le=MAX_WIDTH)
     """Heads of attention, likewise."""
-    num_layers: int | None = Field(None, gt=0)
+    num_layers: int | None = Field(None, gt=0, le=MAX_LAYERS)
     """Layers, likewise."""
     dropout: float | None = Field(None, ge=0, lt=1)
     """Dropout, likewise."""
@@ -118,13 +119,13 @@ class AudioLMConfig(ModelConfig):
     """Samples per second; must be that of the pretransform."""
     pretransform: pretransform_union()
     """The codec: `{type, config}`."""
-    d_model: int = Field(1024, gt=0)
+    d_model: int = Field(1024, gt=0, le=MAX_WIDTH)
     """Width (--decoder-dim)."""
-    num_heads: int = Field(16, gt=0)
+    num_heads: int = Field(16, gt=0, le=MAX_WIDTH)
     """Heads of attention (--nhead)."""
-    num_layers: int = Field(12, gt=0)
+    num_layers: int = Field(12, gt=0, le=MAX_LAYERS)
     """Layers of each half (--num-decoder-layers)."""
-    num_quantizers: int = Field(4, gt=0)
+    num_quantizers: int = Field(4, gt=0, le=MAX_LAYERS)
     """Codes of a frame (--num-quantizers); must be those of the pretransform."""
     codebook_size: int | list[int] = 2048
     """Ids of all quantizers, or of each; must hold those of the pretransform."""
@@ -144,11 +145,11 @@ class AudioLMConfig(ModelConfig):
     """Whether frames of the prompt see later ones of the prompt."""
     nar: NARSizes = Field(default_factory=NARSizes)
     """Where the second half differs (--scale-factor)."""
-    ar_quantizers: int = Field(1, gt=0)
+    ar_quantizers: int = Field(1, gt=0, le=MAX_LAYERS)
     """Quantizers that are generated autoregressively; all of them leave no second half."""
     ar_pattern: Literal["parallel", "delayed"] = "parallel"
     """They stand in one step, or each one step behind the one before."""
-    ar_group: int = Field(1, gt=0)
+    ar_group: int = Field(1, gt=0, le=MAX_LAYERS)
     """Frames of one step (VALL-E 2)."""
     predict_eos: Literal["auto", "always", "never"] = "auto"
     """Where the end is learned: where the recording really ends, at the end of every clip, or
@@ -168,3 +169,10 @@ class AudioLMConfig(ModelConfig):
     """Refuse audio of another sample rate or number of channels instead of converting it."""
     generation: GenerationSettings = Field(default_factory=GenerationSettings)
     samples: AudioLMSamples | None = None
+
+    @field_validator("conditioning")
+    @classmethod
+    def _conditioners(cls, section: ConditioningSection | None) -> ConditioningSection | None:
+        for item in section.configs if section is not None else ():
+            parse_item(item)
+        return section

@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from whalesong.core.kinds import MAX_LAYERS, MAX_WIDTH
+
 ALIASES = ("d_model", "n_heads", "n_layers", "causal", "use_generation_cache")
 """Fields that say in other words what native ones say."""
 
@@ -34,7 +36,7 @@ Absent = Annotated[Any, AfterValidator(_only(None, 0, False, [], {}))]
 class BackboneFields(BaseModel):
     """Base: unknown fields are refused."""
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class AttentionFields(BackboneFields):
@@ -74,17 +76,17 @@ class ContinuousTransformerConfig(BackboneFields):
     After validation `embed_dim`, `depth` and `dim_heads` are always set.
     """
 
-    embed_dim: int | None = Field(None, gt=0)
+    embed_dim: int | None = Field(None, gt=0, le=MAX_WIDTH)
     """Width of the model; required, here or as `d_model`."""
-    depth: int | None = Field(None, gt=0)
+    depth: int | None = Field(None, gt=0, le=MAX_LAYERS)
     """Number of layers; required, here or as `n_layers`."""
-    dim_heads: int | None = Field(None, gt=0)
+    dim_heads: int | None = Field(None, gt=0, le=MAX_WIDTH)
     """Width of a head; default 64, or `embed_dim / n_heads`."""
-    d_model: int | None = Field(None, gt=0)
+    d_model: int | None = Field(None, gt=0, le=MAX_WIDTH)
     """The same as `embed_dim`."""
-    n_layers: int | None = Field(None, gt=0)
+    n_layers: int | None = Field(None, gt=0, le=MAX_LAYERS)
     """The same as `depth`."""
-    n_heads: int | None = Field(None, gt=0)
+    n_heads: int | None = Field(None, gt=0, le=MAX_WIDTH)
     """`embed_dim / dim_heads`."""
     causal: Literal[True] = True
     use_generation_cache: bool = True
@@ -100,13 +102,13 @@ class ContinuousTransformerConfig(BackboneFields):
     """Width of the conditions that are prepended; 0 takes none."""
     global_cond_dim: int | None = Field(None, ge=0)
     """Width of the global condition; null or 0 takes none."""
-    num_memory_tokens: int = Field(0, ge=0)
+    num_memory_tokens: int = Field(0, ge=0, le=MAX_WIDTH)
     """Learned positions before everything else."""
 
     rotary_pos_emb: bool = True
     use_sinusoidal_emb: bool = False
     use_abs_pos_emb: bool = False
-    abs_pos_emb_max_length: int = Field(10000, gt=0)
+    abs_pos_emb_max_length: int = Field(10000, gt=0, le=MAX_WIDTH)
     zero_init_branch_outputs: bool = True
     layer_scale: bool = False
     norm_type: Literal["layer_norm", "rms_norm"] = "layer_norm"

@@ -5,13 +5,13 @@
 
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from whalesong.core.model_config import ModelConfig
 from whalesong.core.schema import Schema, validate
 from whalesong.models.codec_lm.factory_config import language_model_union
 from whalesong.modules.codec.config import pretransform_union
-from whalesong.modules.conditioning.section import ConditioningSection
+from whalesong.modules.conditioning.section import ConditioningSection, parse_item
 from whalesong.sound.decoding_settings import DecodingSettings
 
 
@@ -67,3 +67,10 @@ class CodecLMConfig(ModelConfig):
     """Refuse audio of another sample rate or number of channels instead of converting it."""
     generation: GenerationSettings = Field(default_factory=GenerationSettings)
     samples: SampleSettings | None = None
+
+    @field_validator("conditioning")
+    @classmethod
+    def _conditioners(cls, section: ConditioningSection | None) -> ConditioningSection | None:
+        for item in section.configs if section is not None else ():
+            parse_item(item)
+        return section

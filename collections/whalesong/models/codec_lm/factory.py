@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from whalesong.core.instantiate import naming
 from whalesong.core.schema import validate
 from whalesong.models.codec_lm.factory_config import (
     LANGUAGE_MODELS,
@@ -76,7 +77,8 @@ def check_audio_lm_config(config: Mapping[str, Any]) -> AudioLanguageModelConfig
         raise ValueError("`model.pretransform` is mandatory, but is missing.")
     parse_section(_section(model, "pretransform"))
     parameters = _section(lm, "codebook_pattern_config") or {}
-    check_pattern(str(lm.get("codebook_pattern", "delay")), parameters)
+    with naming("model.lm.codebook_pattern_config"):
+        check_pattern(str(lm.get("codebook_pattern", "delay")), parameters)
     conditioners = check_conditioning(_section(model, "conditioning"))
     _required(lm, "type", "Must specify lm type in lm config")
     _required(lm, "config", "Must specify lm model config in lm config")
@@ -118,11 +120,12 @@ def build_audio_lm(
             weights follow. None loads codec and encoders from where the configuration says.
     """
     model = container.model
-    codec = build_codec(
-        model.pretransform,
-        assets=assets_of(assets, CODEC_ASSETS),
-        sample_rate=container.sample_rate,
-    )
+    with naming("model.pretransform"):
+        codec = build_codec(
+            model.pretransform,
+            assets=assets_of(assets, CODEC_ASSETS),
+            sample_rate=container.sample_rate,
+        )
     _check_audio(container, codec)
     conditioner = None
     if model.conditioning is not None:

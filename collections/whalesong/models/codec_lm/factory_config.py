@@ -48,6 +48,7 @@ class FactoryModel(BaseModel):
         validate_assignment=True,
         protected_namespaces=(),
         use_attribute_docstrings=True,
+        allow_inf_nan=False,
     )
 
 

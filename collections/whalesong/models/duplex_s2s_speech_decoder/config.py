@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from whalesong.core.kinds import MAX_LAYERS, MAX_WIDTH
 from whalesong.core.schema import Schema
 from whalesong.duplex.config import DuplexConfig
 
@@ -16,13 +17,13 @@ class SpeechDecoderConfig(Schema):
 
     target: Literal[NEMO_DECODER, DECODER] = DECODER
     """NeMo's name stands for ours, which has other weights."""
-    d_model: int = Field(1024, gt=0)
+    d_model: int = Field(1024, gt=0, le=MAX_WIDTH)
     """Width."""
-    n_layers: int = Field(12, gt=0)
-    n_heads: int = Field(16, gt=0)
-    d_kv: int = Field(64, gt=0)
+    n_layers: int = Field(12, gt=0, le=MAX_LAYERS)
+    n_heads: int = Field(16, gt=0, le=MAX_WIDTH)
+    d_kv: int = Field(64, gt=0, le=MAX_WIDTH)
     """Width of a head."""
-    d_ff: int = Field(4096, gt=0)
+    d_ff: int = Field(4096, gt=0, le=MAX_WIDTH)
     """Inner width of the feed-forward."""
     max_seq_len: int = Field(2048, ge=2)
     """Frames that it looks back, itself included; recordings may be longer."""

@@ -96,6 +96,8 @@ class AutoencoderCodec(Codec):
     def from_assets(cls, assets: Mapping[str, bytes]) -> Self:
         """Build without weights."""
         content = json.loads(assets[ASSET])
+        if set(content) != {"model", "sample_rate"}:
+            raise ValueError(f"`{ASSET}` must have the keys `model` and `sample_rate` only.")
         return cls(content["model"], sample_rate=content["sample_rate"])
 
     def streaming_decoder(self) -> StreamingDecoder:

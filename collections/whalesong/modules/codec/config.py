@@ -17,7 +17,7 @@ class CodecFields(BaseModel):
     """Base: unknown fields are refused."""
 
     model_config = ConfigDict(
-        extra="forbid", protected_namespaces=(), use_attribute_docstrings=True
+        extra="forbid", protected_namespaces=(), use_attribute_docstrings=True, allow_inf_nan=False
     )
 
 

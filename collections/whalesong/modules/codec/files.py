@@ -141,6 +141,8 @@ def codec_from_assets(assets: Mapping[str, bytes]) -> OwnCodec:
     """
     try:
         description = json.loads(assets[ASSET])
+        if set(description) != {"type", "config"}:
+            raise ValueError("unknown keys")
         return _empty(description["type"], description["config"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"`assets` must hold {ASSET!r} of one of our own codecs.") from error

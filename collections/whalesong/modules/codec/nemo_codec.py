@@ -4,15 +4,12 @@ Discriminators and losses stay behind, and the file is read without running code
 """
 
 import json
-import pickle
-import tarfile
 from collections.abc import Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-import yaml
 from nemo.collections.tts.modules.audio_codec_modules import (
     CausalConv1dNorm,
     CausalConvTranspose1dNorm,
@@ -27,7 +24,12 @@ from torch import Tensor, nn
 from whalesong.modules.codec.codec import Codec
 from whalesong.modules.codec.config import NemoCodecFields
 from whalesong.modules.codec.dac_weights import fold_weight_norm
-from whalesong.modules.codec.pretrained import ASSET, codebooks_used, fold_parametrizations
+from whalesong.modules.codec.pretrained import (
+    ASSET,
+    codebooks_used,
+    fold_parametrizations,
+    read_description,
+)
 from whalesong.modules.codec.receptive_field import (
     Reach,
     Upsampling,
@@ -35,8 +37,42 @@ from whalesong.modules.codec.receptive_field import (
     receptive_field,
 )
 from whalesong.modules.llm import describe_missing
+from whalesong.modules.nemo_file import check_classes, read_nemo
 
 _PARTS = ("audio_encoder", "vector_quantizer", "audio_decoder")
+_MODULES = "nemo.collections.tts.modules."
+_CLASSES = frozenset(
+    [
+        *(
+            f"{_MODULES}audio_codec_modules.{name}"
+            for name in (
+                "CausalHiFiGANDecoder",
+                "CausalHiFiGANEncoder",
+                "FiniteScalarQuantizer",
+                "FullBandMelEncoder",
+                "GroupFiniteScalarQuantizer",
+                "HiFiGANDecoder",
+                "HiFiGANEncoder",
+                "MelSpectrogramProcessor",
+                "MultiBandMelEncoder",
+                "MultiResolutionSTFTEncoder",
+                "ResNetDecoder",
+                "ResNetEncoder",
+                "STFTProcessor",
+            )
+        ),
+        *(
+            f"{_MODULES}encodec_modules.{name}"
+            for name in (
+                "GroupResidualVectorQuantizer",
+                "ResidualVectorQuantizer",
+                "SEANetDecoder",
+                "SEANetEncoder",
+            )
+        ),
+    ]
+)
+"""Parts of a codec; NeMo's own list names whole packages with all their functions."""
 
 
 class NemoCodec(Codec):
@@ -77,7 +113,7 @@ class NemoCodec(Codec):
         Raises:
             ValueError: it cannot be found, or is no audio codec.
         """
-        config, weights = _read_nemo(_find(fields.model_path))
+        config, weights = read_nemo(_find(fields.model_path))
         codec = cls(config, num_quantizers=fields.num_quantizers)
         weights = fold_weight_norm(weights)
         own = codec.state_dict().keys()
@@ -91,8 +127,8 @@ class NemoCodec(Codec):
     @classmethod
     def from_assets(cls, assets: Mapping[str, bytes]) -> Self:
         """Build without weights."""
-        content = json.loads(assets[ASSET])
-        return cls(content["config"], num_quantizers=content["num_quantizers"])
+        config, num_quantizers = read_description(assets)
+        return cls(config, num_quantizers=num_quantizers)
 
     def _encode(self, audio: Tensor) -> Tensor:
         num_frames = audio.shape[2] // self.downsampling_ratio
@@ -121,6 +157,8 @@ def _check_config(config: Mapping[str, Any]) -> None:
     for key in (*_PARTS, "sample_rate", "samples_per_frame"):
         if config.get(key) is None:
             raise ValueError(f"a NeMo audio codec must have `{key}`, but this one has none.")
+    for key in _PARTS:
+        check_classes(config[key], _CLASSES, path=key)
     for key in ("semantic_codec", "semantic_codec_path"):
         if config.get(key):
             raise ValueError(f"NeMo audio codecs with a `{key}` are not supported.")
@@ -155,18 +193,6 @@ def _find(model_path: str) -> Path:
         return Path(AudioCodecModel.from_pretrained(model_path, return_model_file=True))
     except (OSError, ValueError) as error:
         raise ValueError(describe_missing(model_path, error)) from error
-
-
-def _read_nemo(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Configuration and weights of a `.nemo` file."""
-    try:
-        with tarfile.open(path) as archive:
-            members = {Path(member.name).name: member for member in archive if member.isfile()}
-            config = yaml.safe_load(archive.extractfile(members["model_config.yaml"]))
-            file = archive.extractfile(members["model_weights.ckpt"])
-            return config, torch.load(file, map_location="cpu", weights_only=True)
-    except (tarfile.TarError, KeyError, pickle.UnpicklingError, RuntimeError) as error:
-        raise ValueError(f"'{path}' must be a `.nemo` file, but is not: {error}.") from error
 
 
 def _decoder_layers(decoder: nn.Module) -> list[Reach | Upsampling]:

@@ -49,8 +49,14 @@ def describe(config: PreTrainedConfig, num_quantizers: int) -> dict[str, bytes]:
 
 
 def read_description(assets: Mapping[str, bytes]) -> tuple[dict[str, Any], int]:
-    """The configuration and the number of codebooks behind `describe`."""
+    """The configuration and the number of codebooks behind `describe`.
+
+    Raises:
+        ValueError: it is no such description.
+    """
     content = json.loads(assets[ASSET])
+    if set(content) != {"config", "num_quantizers"}:
+        raise ValueError(f"`{ASSET}` must have the keys `config` and `num_quantizers` only.")
     return content["config"], content["num_quantizers"]
 
 

@@ -22,7 +22,7 @@ class ConditionerFields(BaseModel):
     """Base: unknown fields are refused."""
 
     model_config = ConfigDict(
-        extra="forbid", protected_namespaces=(), use_attribute_docstrings=True
+        extra="forbid", protected_namespaces=(), use_attribute_docstrings=True, allow_inf_nan=False
     )
 
     output_dim: int | None = Field(None, gt=0)

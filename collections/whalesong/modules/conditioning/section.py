@@ -14,7 +14,7 @@ AnyModel = TypeVar("AnyModel", bound=BaseModel)
 class ConditionerSection(BaseModel):
     """One conditioner."""
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     id: str = Field(pattern=r"^[\w-]+$")
     """Its name, and the key of its values in the metadata of a row."""
@@ -29,7 +29,7 @@ class ConditionerSection(BaseModel):
 class ConditioningSection(BaseModel):
     """All conditioners of a model."""
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     configs: list[ConditionerSection]
     """The conditioners."""
@@ -120,7 +120,9 @@ def _parse(model: type[AnyModel], data: Mapping[str, Any], *, place: str) -> Any
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
+        problems = error.errors(include_url=False)
+        unknown = [problem for problem in problems if problem["type"] == "extra_forbidden"]
+        problem = [*unknown, *problems][0]
         nested = len(problem["loc"]) > 1
         known = (ConditionerSection if nested else model).model_fields
         raise ValueError(_sentence(problem, place=place, known=known)) from None
