@@ -129,28 +129,10 @@ def _heal(checkpoints: Path) -> None:
         _LOG.warning(line)
 
 
-def _managed(trainer: Trainer, arguments: dict[str, Any]) -> Path | None:
-    """NeMo's `exp_manager`; what it refuses is one line."""
+def _managed(trainer: Trainer, arguments: dict[str, Any]) -> Any:
+    """What exp_manager returns; a setting that it refuses is told with its place in the YAML."""
     every = trainer.check_val_every_n_epoch
     trainer.check_val_every_n_epoch = every or 0  # it compares `max_epochs` with null, too
-    try:
-        return _managed(trainer, arguments)
-    except MisconfigurationException as error:
-        raise ConfigError(f"`exp_manager`: {str(error).splitlines()[0]}") from error
-    finally:
-        trainer.check_val_every_n_epoch = every
-
-
-def time_limit(config: ExpManagerConfig | None) -> float | None:
-    """Seconds of `exp_manager.max_time_per_run`, a "DD:HH:MM:SS"; None for no limit."""
-    if config is None or config.max_time_per_run is None:
-        return None
-    days, hours, minutes, seconds = map(int, config.max_time_per_run.split(":"))
-    return ((days * 24.0 + hours) * 60 + minutes) * 60 + seconds
-
-
-def _managed(trainer: Trainer, arguments: dict[str, Any]) -> Any:
-    """What exp_manager returns; what it refuses names the section."""
     try:
         return exp_manager(trainer, arguments)
     except NotFoundError as error:
@@ -158,8 +140,10 @@ def _managed(trainer: Trainer, arguments: dict[str, Any]) -> Any:
             "`exp_manager.resume_ignore_no_checkpoint` must be true where there is no checkpoint "
             f"to resume from: {one_line(error)}"
         ) from error
-    except (ValueError, OSError, MisconfigurationException) as error:
-        raise ConfigError(f"`exp_manager`: {one_line(error)}") from error
+    except MisconfigurationException as error:
+        raise ConfigError(f"`exp_manager`: {str(error).splitlines()[0]}") from error
+    finally:
+        trainer.check_val_every_n_epoch = every
 
 
 def _moving_average(config: EMAConfig, trainer: Trainer) -> ExponentialMovingAverage:
