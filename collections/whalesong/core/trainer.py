@@ -121,6 +121,15 @@ def start_exp_manager(trainer: Trainer, config: ExpManagerConfig | None) -> Path
     return Path(log_dir)
 
 
+def time_limit(config: ExpManagerConfig | None) -> float | None:
+    """Seconds of `exp_manager.max_time_per_run`, which the schema has checked; None for none."""
+    text = None if config is None else config.max_time_per_run
+    if text is None:
+        return None
+    days, hours, minutes, seconds = map(int, text.split(":"))
+    return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
+
+
 def _heal(checkpoints: Path) -> None:
     if not is_global_rank_zero():  # torchrun and srun start all ranks at once
         wait_for_healing(checkpoints)
