@@ -38,7 +38,7 @@ test-slow: .venv/.installed  ## run the slow tests: whole trainings, clean insta
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow $(TEST_FLAGS)
 
 test-faults: .venv/.installed  ## break everything on purpose and print what survived, in 20 minutes
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m faults tests/faults $(TEST_FLAGS)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m faults tests/faults --no-loadscope-reorder $(TEST_FLAGS)
 
 lint: .venv/.installed  ## check style, format and import contracts
 	$(BIN)/ruff check .

@@ -14,7 +14,7 @@ from measure import Timings, reset_peak, resident_bytes
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from whalesong.core.compose import compose
+from whalesong.core.config.compose import compose
 from whalesong.core.families import assembled
 from whalesong.core.parts import Batch
 from whalesong.corpora.star_graphs import StarGraphs

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from whalesong.core.compose import compose
+from whalesong.core.config.compose import compose
 from whalesong.core.errors import CheckpointError, ConfigError
 
 

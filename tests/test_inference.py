@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from whalesong.core.compose import compose
+from whalesong.core.config.compose import compose
 from whalesong.core.errors import ConfigError, DataError
 from whalesong.experiment import run
 

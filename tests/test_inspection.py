@@ -1,5 +1,6 @@
 """`xlm job_type=inspect` tells what a file holds, loads nothing, and refuses damage in one line."""
 
+import re
 import resource
 import subprocess
 import sys
@@ -50,6 +51,21 @@ def checkpoint(tmp_path: Path) -> Path:
     }
     torch.save(content, path)
     return path
+
+
+@pytest.mark.parametrize("page", ["README.rst", "SECURITY.rst"])
+def test_command_of_a_page(
+    page: str,
+    archive: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    text = (Path(__file__).parents[1] / page).read_text()
+    (path,) = re.findall(r"^    xlm job_type=inspect model=(\S+)$", text, flags=re.MULTILINE)
+    monkeypatch.chdir(archive.parent)
+    Path(path).parent.mkdir(parents=True)
+    archive.rename(path)
+    assert inspected(Path(path), capsys)["class"] == CONFIG["target"]
 
 
 def inspected(path: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, str]:

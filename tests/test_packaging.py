@@ -128,5 +128,5 @@ def test_clean_environment_installs_and_answers(tmp_path: Path) -> None:
     xlm = environment / "bin" / "xlm"
     out = subprocess.run([xlm, "--help"], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert "job_type=" in out.stdout
-    heavy = "import nemo.collections.asr, lhotse, peft, transformers, whalesong.core.job_config"
+    heavy = "import nemo.collections.asr, lhotse, peft, transformers, whalesong.core.config.job"
     subprocess.run([environment / "bin" / "python", "-c", heavy], check=True, cwd=tmp_path)

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
-from whalesong.core.compose import compose
+from whalesong.core.config.compose import compose
+from whalesong.core.config.job import check_job
 from whalesong.core.errors import ConfigError, DataError
 from whalesong.core.instantiate import register_target
-from whalesong.core.job_config import check_job
 from whalesong.core.schema import validate
 from whalesong.corpora.star_graphs import StarGraphs
 from whalesong.data.config import DatasetConfig

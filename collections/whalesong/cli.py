@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from whalesong.core.commands import CommandLine, parse_command_line, run_command
+from whalesong.core.config.job import JobConfig, JobType, check_job
 from whalesong.core.errors import ConfigError
 from whalesong.core.external import Command, ComposedJob, Registry, activate_for, discover
 from whalesong.core.external.jobs import command_of, refuse_taken_names
 from whalesong.core.external.jobs import run as run_custom
 from whalesong.core.external.listing import listing
-from whalesong.core.job_config import JobConfig, JobType, check_job
 from whalesong.core.schema import json_schema
 
 if TYPE_CHECKING:

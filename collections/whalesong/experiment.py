@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from whalesong.core.config.job import JobConfig, check_job
+from whalesong.core.config.schema_errors import near
+from whalesong.core.config.signatures import check_arguments
 from whalesong.core.errors import ConfigError, DataError, UserError
 from whalesong.core.external.activation import activate_for
 from whalesong.core.families import Family, assembled, family_of, schemas_of
 from whalesong.core.instantiate import check_targets
-from whalesong.core.job_config import JobConfig, check_job
-from whalesong.core.log_files import log_files_closed
 from whalesong.core.printable import one_line
 from whalesong.core.schema import resolved, validate
-from whalesong.core.schema_errors import near
-from whalesong.core.signatures import check_arguments
+from whalesong.core.training.log_files import log_files_closed
 from whalesong.data.config import DataConfig
 from whalesong.data.input_schema import GeneratedItem
 
@@ -96,11 +96,11 @@ def train(cfg: DictConfig, job: JobConfig) -> None:
     from lightning.pytorch import seed_everything
 
     from whalesong.core.atomic import full_disk_named
-    from whalesong.core.callbacks import GracefulStop, StopAt
-    from whalesong.core.guard import FiniteGuard
-    from whalesong.core.logged_names import LoggedNames
+    from whalesong.core.config.logged_names import LoggedNames
     from whalesong.core.stopping import STOP
-    from whalesong.core.trainer import build_trainer, start_exp_manager, time_limit
+    from whalesong.core.training.callbacks import GracefulStop, StopAt
+    from whalesong.core.training.guard import FiniteGuard
+    from whalesong.core.training.trainer import build_trainer, start_exp_manager, time_limit
     from whalesong.data.datamodule import LanguageDataModule, check_inputs
 
     check_inputs(data_config, ("train_ds", "validation_ds"))

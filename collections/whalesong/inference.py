@@ -10,9 +10,9 @@ import torch
 from whalesong.core.archived_model import ArchivedModel, load
 from whalesong.core.atomic import atomic_write
 from whalesong.core.checkpoint import AtomicCheckpointIO, model_section
+from whalesong.core.config.job import JobConfig
 from whalesong.core.errors import CheckpointError, ConfigError
 from whalesong.core.families import family_of
-from whalesong.core.job_config import JobConfig
 from whalesong.data.config import DataConfig
 from whalesong.data.datamodule import LanguageDataModule, check_inputs
 

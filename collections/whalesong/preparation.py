@@ -9,9 +9,9 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from whalesong.core.atomic import atomic_folder
+from whalesong.core.config.job import JobConfig
 from whalesong.core.errors import ConfigError
 from whalesong.core.external.activation import activate_for
-from whalesong.core.job_config import JobConfig
 from whalesong.core.schema import validate
 from whalesong.data.config import DataConfig, DatasetConfig
 from whalesong.textlm.assemble import assembled

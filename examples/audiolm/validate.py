@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from whalesong import experiment
 from whalesong.core.commands import CommandLine, parse_command_line, run_command
-from whalesong.core.job_config import check_job
+from whalesong.core.config.job import check_job
 
 
 def check(line: CommandLine) -> None:

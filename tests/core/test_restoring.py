@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import nn
 
+from whalesong.core.archive.expressions import hanging
 from whalesong.core.archive.json_member import check_json
+from whalesong.core.archive.restoring import bounded_by, check_archived, restoring
 from whalesong.core.errors import ArchiveError, CheckpointError, ModelNotFoundError
-from whalesong.core.expressions import hanging
 from whalesong.core.instantiate import allowed_targets, register_target
-from whalesong.core.restoring import bounded_by, check_archived, restoring
 
 CONFIG = {
     "target": "whalesong.models.salm.salm.SALM",

@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 import yaml
 
-from whalesong.core.compose import packaged_conf
+from whalesong.core.config.compose import packaged_conf
 from whalesong.core.errors import ConfigError
 from whalesong.corpora.star_graphs import COUNTS, SIZES, StarGraph, StarGraphs, split_of
 from whalesong.corpora.star_picture import node_places

@@ -142,7 +142,7 @@ def test_the_first_stages_leave_a_corpus_with_codec_and_codes(tmp_path: Path) ->
 def test_the_experiment_is_one_that_a_model_is_built_from(tmp_path: Path) -> None:
     from omegaconf import OmegaConf
 
-    from whalesong.core.compose import compose
+    from whalesong.core.config.compose import compose
     from whalesong.core.schema import validate
     from whalesong.models.audiolm.config import AudioLMConfig
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from whalesong.core.compose import compose
-from whalesong.core.job_config import check_job
+from whalesong.core.config.compose import compose
+from whalesong.core.config.job import check_job
 from whalesong.corpora.star_graphs import StarGraphs
 from whalesong.demos.processes import run_together
 from whalesong.demos.textlm import MODELS, FullTextLMDemo, TextLMDemo

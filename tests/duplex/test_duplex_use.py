@@ -12,8 +12,8 @@ import sacrebleu
 import soundfile
 import torch
 
+from whalesong.core.config.job import PredictConfig
 from whalesong.core.errors import ConfigError, DataError
-from whalesong.core.job_config import PredictConfig
 from whalesong.data.turns import Turn
 
 RATE, FRAME = 22050, 1764

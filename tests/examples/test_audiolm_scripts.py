@@ -16,7 +16,7 @@ import torch
 from lhotse import CutSet, Features, Recording
 from omegaconf import OmegaConf
 
-from whalesong.core.compose import compose
+from whalesong.core.config.compose import compose
 from whalesong.modules.codec.files import load_codec
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -19,9 +19,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from whalesong import experiment
 from whalesong.core import commands
-from whalesong.core.compose import compose
+from whalesong.core.config.compose import compose
+from whalesong.core.config.job import check_job
 from whalesong.core.families import assembled
-from whalesong.core.job_config import check_job
 from whalesong.core.scaffold.command import main as scaffold
 from whalesong.core.schema import validate
 from whalesong.data.config import DataConfig
@@ -33,12 +33,13 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = {
     name: (ROOT / name).read_text(encoding="utf-8")
     for name in (
-        *("README.rst", "docs/salm.rst", "docs/codec_lm.rst", "docs/audiolm.rst"),
+        *("README.rst", "SECURITY.rst", "docs/salm.rst", "docs/codec_lm.rst", "docs/audiolm.rst"),
         *("docs/duplex.rst", "docs/textlm.rst"),
     )
 }
 BASE = {
     "README.rst": "salm",
+    "SECURITY.rst": "salm",
     "docs/salm.rst": "salm",
     "docs/codec_lm.rst": "audio_lm",
     "docs/audiolm.rst": "audiolm",
@@ -80,9 +81,11 @@ MAKE = [command for command in COMMANDS if command.startswith("make ")]
 ABOUT_MODELS = [
     command
     for command in COMMANDS
-    if re.match(r"xlm-scaffold|python -m pytest|xlm job_type=(list|prepare_data|count_)", command)
+    if re.match(
+        r"xlm-scaffold|python -m pytest|xlm job_type=(list|prepare_data|inspect|count_)", command
+    )
 ]
-"""What is done with external models; test_textlm_page.py runs it."""
+"""What is done with models beside jobs; test_textlm_page.py and test_inspection.py run it."""
 JOBS = [
     command
     for command in COMMANDS
@@ -191,6 +194,7 @@ def test_help_tells_what_a_script_does(
         ("demo-text", "examples/textlm/demo.py"),
         ("demo-text-full", "examples/textlm/demo_full.py"),
         ("test", "-m pytest"),
+        ("test-faults", "tests/faults"),
     ],
 )
 def test_make_target_runs_what_it_says(target: str, expected: str) -> None:

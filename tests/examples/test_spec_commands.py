@@ -9,9 +9,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from whalesong import experiment
 from whalesong.cli import main_script
-from whalesong.core.job_config import check_job
+from whalesong.core.config.job import check_job
+from whalesong.core.config.trainer import ExpManagerConfig, TrainerConfig
 from whalesong.core.schema import Schema, validate
-from whalesong.core.trainer_config import ExpManagerConfig, TrainerConfig
 from whalesong.data.config import DataConfig
 from whalesong.demos.salm import SalmDemo
 from whalesong.models.duplex_s2s.config import DuplexS2SConfig

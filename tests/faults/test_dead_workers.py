@@ -217,7 +217,7 @@ def two_ranks(log: Path) -> Callable[[], None]:
 
     def observe() -> None:
         from whalesong.cli import main
-        from whalesong.core.ranks import WatchedLauncher
+        from whalesong.core.training.ranks import WatchedLauncher
 
         def fork(self: Any) -> None:
             environment = self.cluster_environment

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from whalesong.core.commands import run_command
-from whalesong.core.compose import compose_files, packaged_conf
+from whalesong.core.config.compose import compose_files, packaged_conf
 from whalesong.core.errors import UserError
 from whalesong.core.external import compose_job
 from whalesong.experiment import checked

@@ -111,8 +111,8 @@ def test_hostile_checkpoints(
     survival: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    from whalesong.core.config.job import JobConfig
     from whalesong.core.families import family_of
-    from whalesong.core.job_config import JobConfig
     from whalesong.inference import load_model
 
     monkeypatch.setenv(FORCE, "1")

@@ -44,7 +44,7 @@ NAMING: dict[str, dict[str, Any]] = {
 @pytest.fixture(scope="module", autouse=True)
 def imported() -> None:
     """What forked processes share."""
-    import whalesong.core.trainer  # noqa: F401
+    import whalesong.core.training.trainer  # noqa: F401
 
 
 def training(logs: Path, naming: str, *callbacks: Any) -> Callable[[], object]:

@@ -40,7 +40,7 @@ def test_a_signal_before_the_first_step(
 
     def prepare() -> None:
         if isinstance(place, str):
-            send_in("whalesong.core.trainer", place, number)
+            send_in("whalesong.core.training.trainer", place, number)
         else:
             add_callback(place)
 

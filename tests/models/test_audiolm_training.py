@@ -10,7 +10,7 @@ import torch
 
 import whalesong
 from whalesong.core.archive import open_archive
-from whalesong.core.compose import compose
+from whalesong.core.config.compose import compose
 from whalesong.core.errors import ConfigError
 from whalesong.core.optim import build_optimizer
 from whalesong.data.datamodule import build_loader

@@ -14,8 +14,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
+from whalesong.core.config.job import PredictConfig
 from whalesong.core.errors import ConfigError, DataError
-from whalesong.core.job_config import PredictConfig
 from whalesong.data.datamodule import build_loader
 from whalesong.models.audiolm.config import AudioLMSamples
 from whalesong.models.audiolm.use import log_continuations, summary_of

@@ -12,8 +12,8 @@ import soundfile
 import torch
 from lhotse import Recording, SupervisionSegment
 
+from whalesong.core.config.job import PredictConfig
 from whalesong.core.errors import ConfigError, DataError
-from whalesong.core.job_config import PredictConfig
 from whalesong.data.datamodule import build_loader
 from whalesong.data.shar import write_shar
 

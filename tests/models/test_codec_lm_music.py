@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 import whalesong
-from whalesong.core.compose import compose
+from whalesong.core.config.compose import compose
 from whalesong.demos.report import EventAccumulator
 from whalesong.experiment import run
 

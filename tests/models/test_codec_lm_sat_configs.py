@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 from whalesong import create_audio_lm_from_config
 from whalesong.cli import main
-from whalesong.core.compose import compose
+from whalesong.core.config.compose import compose
 from whalesong.models.codec_lm.factory_config import audio_lm_json_schema
 from whalesong.modules.codec.build import build_codec
 

@@ -9,7 +9,7 @@ import pytest
 import soundfile
 import torch
 
-from whalesong.core.compose import compose
+from whalesong.core.config.compose import compose
 from whalesong.core.errors import ConfigError
 from whalesong.experiment import run
 

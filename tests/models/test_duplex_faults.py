@@ -22,9 +22,9 @@ import torch
 from lhotse import CutSet
 from torch.utils.data import DataLoader
 
+from whalesong.core.config.trainer import TrainerConfig
 from whalesong.core.parts import Batch
-from whalesong.core.trainer import build_trainer
-from whalesong.core.trainer_config import TrainerConfig
+from whalesong.core.training.trainer import build_trainer
 from whalesong.data.text_channel import NO_EVENT, TURN_BEGINS, TURN_ENDS
 from whalesong.duplex.steps import prepare_steps
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from whalesong.core.compose import compose
+from whalesong.core.config.compose import compose
 from whalesong.core.errors import ConfigError
 
 

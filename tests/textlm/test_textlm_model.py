@@ -7,8 +7,8 @@ import torch
 from omegaconf import OmegaConf
 
 import whalesong
+from whalesong.core.config.job import PredictConfig
 from whalesong.core.errors import ArchiveError, ConfigError
-from whalesong.core.job_config import PredictConfig
 from whalesong.data.text_example import TextExample
 
 PROMPT = "2 0 8 7 7 6 4 3 8 2 8 4 8 3"
@@ -107,7 +107,7 @@ def test_evaluation_measures_loss_and_what_was_generated(model):
 
 
 def test_a_checkpoint_is_read_like_an_archive(model, tmp_path):
-    from whalesong.core.job_config import JobConfig
+    from whalesong.core.config.job import JobConfig
     from whalesong.inference import load_model
 
     path = tmp_path / "step-1.ckpt"

@@ -19,14 +19,14 @@ from whalesong.core.archive import (
     require_class,
     write_archive,
 )
+from whalesong.core.archive.restoring import bounded_by, check_archived, restoring
 from whalesong.core.checkpoint import AtomicCheckpointIO, is_finite, model_section
-from whalesong.core.ema import averaged_state
 from whalesong.core.errors import ArchiveError, CheckpointError, ConfigError
 from whalesong.core.external import activate_for
 from whalesong.core.families import family_of
 from whalesong.core.fingerprint import fingerprint
 from whalesong.core.parallel import whole_state_dict
-from whalesong.core.restoring import bounded_by, check_archived, restoring
+from whalesong.core.training.ema import averaged_state
 
 
 class ArchivedModel(ModelPT):

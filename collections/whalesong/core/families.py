@@ -70,7 +70,7 @@ FAMILIES = (
         sections="whalesong.textlm.assemble.assembled",
         own_schemas=(
             ("model_type", "whalesong.textlm.config.ModelTypeConfig"),
-            ("model", "whalesong.core.model_config.TargetConfig"),
+            ("model", "whalesong.core.config.model.TargetConfig"),
             ("datamodule", "whalesong.textlm.config.DatamoduleConfig"),
         ),
     ),

@@ -13,15 +13,15 @@ from torch import Tensor, nn
 
 from whalesong.core.archived_model import ArchivedModel
 from whalesong.core.checkpoint import plain_hyper_parameters, refuse_non_finite
+from whalesong.core.config.job import PredictConfig
 from whalesong.core.contract import checked_loss, checked_predictions, checked_rows
 from whalesong.core.instantiate import allow_whalesong_targets
-from whalesong.core.job_config import PredictConfig
 from whalesong.core.optim import build_optimizer, optimizer_sections
 from whalesong.core.parallel import shard
 from whalesong.core.parts import Batch, Evaluation, Parts
 from whalesong.core.schema import Schema, validate
 from whalesong.core.seeding import mix
-from whalesong.core.totals import EvaluationTotals
+from whalesong.core.training.totals import EvaluationTotals
 
 _LOG = logging.getLogger(__name__)
 

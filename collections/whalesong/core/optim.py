@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from whalesong.core.config.model import ParameterKind
 from whalesong.core.errors import ConfigError
 from whalesong.core.instantiate import instantiate
-from whalesong.core.model_config import ParameterKind
 from whalesong.core.scaled_adam import local_part, sum_over_shards
 from whalesong.core.schema import validate
 

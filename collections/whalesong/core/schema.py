@@ -18,13 +18,13 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from whalesong.core.errors import ConfigError
-from whalesong.core.schema_errors import (
+from whalesong.core.config.schema_errors import (
     Problem,
     interpolation_sentence,
     join_problems,
     problems_of,
 )
+from whalesong.core.errors import ConfigError
 
 MISSING = "???"
 """The value of a key that the user must set."""

@@ -8,7 +8,6 @@ _TEXT_PARTS = (
     "loss.{0}Loss",
     "predictor.{0}Predictor",
     "collator.Default{0}Collator",
-    "collator.Default{0}PredCollator",
     "collator.{0}Seq2SeqCollator",
     "collator.{0}Seq2SeqPredCollator",
 )
@@ -81,6 +80,8 @@ DEFAULT_TARGETS: frozenset[str] = frozenset(
             for family in ("arlm", "mlm", "ilm", "mdlm")
             for part in _TEXT_PARTS
         ),
+        "whalesong.models.arlm.collator.DefaultArlmPredCollator",
+        "whalesong.models.ilm.collator.DefaultIlmPredCollator",
         *NOISE_SCHEDULES,
         "whalesong.metrics.exact_match.ExactMatch",
         "whalesong.metrics.exact_match.TokenAccuracy",

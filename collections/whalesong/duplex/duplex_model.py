@@ -7,10 +7,10 @@ from typing import Any
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+from whalesong.core.config.job import PredictConfig
 from whalesong.core.errors import CheckpointError, ConfigError
 from whalesong.core.fingerprint import fingerprint
 from whalesong.core.freezing import freeze_parameters
-from whalesong.core.job_config import PredictConfig
 from whalesong.core.language_model import LanguageModelPT
 from whalesong.core.parallel import checkpoint_activations
 from whalesong.core.parts import Batch, Evaluation, Parts

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from whalesong.core.config.job import PredictConfig, check_unused
 from whalesong.core.errors import ConfigError
-from whalesong.core.job_config import PredictConfig, check_unused
 from whalesong.core.parts import Batch, Evaluation
-from whalesong.core.totals import EvaluationTotals
+from whalesong.core.training.totals import EvaluationTotals
 from whalesong.data.turns import Turn, joined
 from whalesong.duplex.picture import draw_conversation
 from whalesong.duplex.predictor import duplex_metrics, plain

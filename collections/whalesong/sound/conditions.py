@@ -5,8 +5,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from whalesong.core.config.job import PredictConfig
 from whalesong.core.errors import ConfigError
-from whalesong.core.job_config import PredictConfig
 from whalesong.data.clips import TEXT
 from whalesong.modules.codec.codec import Codec
 from whalesong.modules.conditioning.section import ConditionerSection

@@ -2,8 +2,8 @@
 
 from typing import Literal
 
-from whalesong.core.model_config import ModelConfig, TargetConfig
-from whalesong.core.part_config import EncoderConfig
+from whalesong.core.config.model import ModelConfig, TargetConfig
+from whalesong.core.config.own_parts import EncoderConfig
 from whalesong.core.schema import Schema
 
 PERCEPTION = "nemo.collections.speechlm2.modules.perception.AudioPerceptionModule"

@@ -10,7 +10,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from whalesong.core.compose import packaged_conf
+from whalesong.core.config.compose import packaged_conf
 from whalesong.core.errors import ConfigError
 from whalesong.core.external import compose_job, discover
 from whalesong.core.families import family_of

@@ -4,8 +4,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from whalesong.core.config.model import TargetConfig
 from whalesong.core.errors import ConfigError
-from whalesong.core.model_config import TargetConfig
 from whalesong.core.schema import resolved, validate
 from whalesong.data.config import DataConfig
 from whalesong.textlm.config import DatamoduleConfig, ModelTypeConfig, TextSizes

@@ -4,8 +4,8 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from whalesong.core.model_config import ModelConfig, OptimizerSection, TargetConfig
-from whalesong.core.optim_config import OptimConfig
+from whalesong.core.config.model import ModelConfig, OptimizerSection, TargetConfig
+from whalesong.core.config.optim import OptimConfig
 from whalesong.core.schema import Schema
 from whalesong.data.config import DatasetConfig, ValidationConfig
 

@@ -1,7 +1,7 @@
 """What `job_type=predict` asks a text model for, as examples of its prediction collator."""
 
+from whalesong.core.config.job import PredictConfig
 from whalesong.core.errors import ConfigError
-from whalesong.core.job_config import PredictConfig
 from whalesong.textlm.collation import TextCollator, TokenExample
 
 

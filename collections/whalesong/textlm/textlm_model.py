@@ -7,13 +7,13 @@ import torch
 from omegaconf import OmegaConf
 from tqdm import tqdm
 
+from whalesong.core.config.job import PredictConfig, check_unused
 from whalesong.core.contract import checked_loss, checked_predictions, checked_rows
 from whalesong.core.external import activate_for
-from whalesong.core.job_config import PredictConfig, check_unused
 from whalesong.core.language_model import LanguageModelPT
 from whalesong.core.parts import Batch, Evaluation, Parts
 from whalesong.core.seeding import mix
-from whalesong.core.totals import EvaluationTotals
+from whalesong.core.training.totals import EvaluationTotals
 from whalesong.data.datamodule import build_loader
 from whalesong.textlm.building import PartBuilder
 from whalesong.textlm.collation import TextCollator

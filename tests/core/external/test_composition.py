@@ -8,9 +8,9 @@ import pytest
 from fixtures.plugins import register, write, write_model
 from omegaconf import OmegaConf
 
+from whalesong.core.config.job import check_job
 from whalesong.core.errors import ConfigError, ConfigNotFoundError
 from whalesong.core.external import compose_job
-from whalesong.core.job_config import check_job
 
 CHOICE = ("model=plug_x", "model_type=plug_x")
 DEBUG = ("overfit", "fast_dev_run", "small_data", "profile")

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from whalesong.core.compose import compose
+from whalesong.core.config.compose import compose
 from whalesong.core.families import assembled
 
 

@@ -4,9 +4,9 @@ import json
 from typing import Any
 
 from whalesong.core.archive.layout import CONFIG, MAX_JSON
+from whalesong.core.archive.sizes import is_too_large, largest
 from whalesong.core.errors import ArchiveError
 from whalesong.core.instantiate import REMOTE_CODE_RULE, asks_for_remote_code, names_class
-from whalesong.core.sizes import is_too_large, largest
 
 _OBJECT = object()
 _NAMES_CLASSES = "codec.json"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from whalesong.core.compose import Composition, compose_files, packaged_conf
+from whalesong.core.config.compose import Composition, compose_files, packaged_conf
 from whalesong.core.errors import ConfigError, ConfigNotFoundError
 from whalesong.core.external.discovery import discover
 from whalesong.core.external.registry import Registry

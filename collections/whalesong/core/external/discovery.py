@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from whalesong.core.compose import packaged_conf
+from whalesong.core.config.compose import packaged_conf
 from whalesong.core.external.directories import Findings, in_directories
 from whalesong.core.external.model import ExternalModel
 from whalesong.core.external.packages import in_entry_points, in_packages

@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING, Any, get_args
 
+from whalesong.core.config.job import JobType
+from whalesong.core.config.schema_errors import near
 from whalesong.core.errors import ConfigError
 from whalesong.core.external.activation import activate
 from whalesong.core.external.composition import ComposedJob
@@ -10,8 +12,6 @@ from whalesong.core.external.registry import Registry
 from whalesong.core.external.source import lookup_problem
 from whalesong.core.external.yaml_files import commands_of, unreadable_files
 from whalesong.core.instantiate import import_named, unable_to_find
-from whalesong.core.job_config import JobType
-from whalesong.core.schema_errors import near
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from whalesong.core.config.schema_errors import near
 from whalesong.core.errors import (
     ConfigError,
     ExternalModelConflictError,
@@ -13,7 +14,6 @@ from whalesong.core.errors import (
 from whalesong.core.external.directories import Findings
 from whalesong.core.external.model import Command, ExternalModel
 from whalesong.core.external.yaml_files import commands_of
-from whalesong.core.schema_errors import near
 
 CHECKS = (
     "the model is listed in xlm_models.json (directory-based), in `.`, xlm-models/ or a folder of"

@@ -5,8 +5,8 @@ import functools
 from collections.abc import Iterator
 from pathlib import Path
 
+from whalesong.core.config.schema_errors import near
 from whalesong.core.external.layout import package_folder
-from whalesong.core.schema_errors import near
 
 
 def lookup_problem(target: str, *, package: Path | None = None) -> str | None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from whalesong.core.commands import run_command
-from whalesong.core.compose import packaged_conf
+from whalesong.core.config.compose import packaged_conf
 from whalesong.core.external import discover
 from whalesong.core.scaffold.names import check_name
 from whalesong.core.scaffold.writing import Scaffold, plan, write

@@ -7,9 +7,9 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+from whalesong.core.config.job import PredictConfig
 from whalesong.core.errors import ConfigError
 from whalesong.core.freezing import freeze_parameters
-from whalesong.core.job_config import PredictConfig
 from whalesong.core.optim import drop_zero_gradients
 from whalesong.core.parts import Batch, Evaluation, Parts
 from whalesong.core.schema import validate

@@ -4,8 +4,8 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from whalesong.core.kinds import MAX_LAYERS, MAX_WIDTH
-from whalesong.core.model_config import ModelConfig
+from whalesong.core.config.kinds import MAX_LAYERS, MAX_WIDTH
+from whalesong.core.config.model import ModelConfig
 from whalesong.core.schema import Schema, validate
 from whalesong.modules.codec.config import pretransform_union
 from whalesong.modules.conditioning.section import ConditioningSection, parse_item

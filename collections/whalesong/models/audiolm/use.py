@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from whalesong.core.config.job import PredictConfig
 from whalesong.core.errors import ConfigError, DataError
-from whalesong.core.job_config import PredictConfig
 from whalesong.core.parts import Batch, Evaluation
-from whalesong.core.totals import EvaluationTotals
+from whalesong.core.training.totals import EvaluationTotals
 from whalesong.models.audiolm.audio_generator import AudioGenerator
 from whalesong.models.audiolm.config import AudioLMSamples
 from whalesong.models.audiolm.request import Request, make_request

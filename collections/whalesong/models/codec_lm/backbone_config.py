@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from whalesong.core.kinds import MAX_LAYERS, MAX_WIDTH
+from whalesong.core.config.kinds import MAX_LAYERS, MAX_WIDTH
 
 ALIASES = ("d_model", "n_heads", "n_layers", "causal", "use_generation_cache")
 """Fields that say in other words what native ones say."""

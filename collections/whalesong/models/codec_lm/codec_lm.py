@@ -6,9 +6,9 @@ from typing import Any
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+from whalesong.core.config.job import PredictConfig
 from whalesong.core.errors import ConfigError
 from whalesong.core.freezing import freeze_parameters
-from whalesong.core.job_config import PredictConfig
 from whalesong.core.parts import Batch, Evaluation, Parts
 from whalesong.data.datamodule import build_loader
 from whalesong.metrics.likelihood import CodeLikelihood

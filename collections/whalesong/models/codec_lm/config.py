@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from whalesong.core.model_config import ModelConfig
+from whalesong.core.config.model import ModelConfig
 from whalesong.core.schema import Schema, validate
 from whalesong.models.codec_lm.factory_config import language_model_union
 from whalesong.modules.codec.config import pretransform_union

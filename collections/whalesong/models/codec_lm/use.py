@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm import tqdm
 
+from whalesong.core.config.job import PredictConfig, check_unused
 from whalesong.core.errors import ConfigError
-from whalesong.core.job_config import PredictConfig, check_unused
 from whalesong.core.parts import Batch, Evaluation
-from whalesong.core.totals import EvaluationTotals
+from whalesong.core.training.totals import EvaluationTotals
 from whalesong.metrics.clap import ClapScorer
 from whalesong.models.codec_lm.config import SampleSettings
 from whalesong.models.codec_lm.request import make_request

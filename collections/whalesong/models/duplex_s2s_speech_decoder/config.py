@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from whalesong.core.kinds import MAX_LAYERS, MAX_WIDTH
+from whalesong.core.config.kinds import MAX_LAYERS, MAX_WIDTH
 from whalesong.core.schema import Schema
 from whalesong.duplex.config import DuplexConfig
 

@@ -9,8 +9,8 @@ from nemo.collections.speechlm2.modules.perception import AudioPerceptionModule
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+from whalesong.core.config.job import PredictConfig, check_unused
 from whalesong.core.freezing import freeze_parameters
-from whalesong.core.job_config import PredictConfig, check_unused
 from whalesong.core.language_model import LanguageModelPT
 from whalesong.core.parallel import checkpoint_activations
 from whalesong.core.parts import Batch, Evaluation, Parts

@@ -5,7 +5,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from whalesong.core.job_config import PredictConfig
+from whalesong.core.config.job import PredictConfig
 from whalesong.core.language_model import LanguageModelPT
 from whalesong.metrics.text import word_edits
 

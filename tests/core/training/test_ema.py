@@ -11,13 +11,13 @@ from torch import nn
 
 from whalesong.core.archive import open_archive
 from whalesong.core.checkpoint import AtomicCheckpointIO
-from whalesong.core.ema import ExponentialMovingAverage
+from whalesong.core.config.trainer import ExpManagerConfig, TrainerConfig
 from whalesong.core.errors import CheckpointError, ConfigError
 from whalesong.core.language_model import LanguageModelPT
 from whalesong.core.parts import Parts
 from whalesong.core.schema import Schema
-from whalesong.core.trainer import build_trainer, start_exp_manager
-from whalesong.core.trainer_config import ExpManagerConfig, TrainerConfig
+from whalesong.core.training.ema import ExponentialMovingAverage
+from whalesong.core.training.trainer import build_trainer, start_exp_manager
 
 DECAY = 0.8
 STEPS = 6

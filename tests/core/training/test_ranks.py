@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from whalesong.core.errors import DataError, UserError
-from whalesong.core.ranks import RankWatch, process_state
+from whalesong.core.training.ranks import RankWatch, process_state
 
 
 @pytest.fixture

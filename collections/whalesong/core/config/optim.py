@@ -6,8 +6,8 @@ compares them with the real signatures.
 
 from pydantic import Field, model_validator
 
-from whalesong.core.kinds import BelowOne, ClassName, Count, NotNegative, Positive, Share
-from whalesong.core.trainer_config import LibrarySchema
+from whalesong.core.config.kinds import BelowOne, ClassName, Count, NotNegative, Positive, Share
+from whalesong.core.config.trainer import LibrarySchema
 
 
 class SchedulerConfig(LibrarySchema):

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import AliasChoices, Field, field_validator
 
-from whalesong.core.kinds import (
+from whalesong.core.config.kinds import (
     MAX_PROCESSES,
     AtLeastOne,
     BatchInterval,

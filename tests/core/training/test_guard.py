@@ -12,13 +12,13 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from whalesong.core.checkpoint import AtomicCheckpointIO
+from whalesong.core.config.trainer import ExpManagerConfig, TrainerConfig
 from whalesong.core.errors import ArchiveError
-from whalesong.core.guard import Finding, FiniteGuard, NotFiniteError, describe, not_finite
 from whalesong.core.language_model import LanguageModelPT
 from whalesong.core.parts import Parts
 from whalesong.core.schema import Schema
-from whalesong.core.trainer import build_trainer, start_exp_manager
-from whalesong.core.trainer_config import ExpManagerConfig, TrainerConfig
+from whalesong.core.training.guard import Finding, FiniteGuard, NotFiniteError, describe, not_finite
+from whalesong.core.training.trainer import build_trainer, start_exp_manager
 
 STEPS = 8
 CONFIG = {"optimizer": {"_target_": "torch.optim.AdamW", "lr": 0.1}}
@@ -227,7 +227,7 @@ def test_a_step_left_out_changes_nothing_but_the_step_and_the_schedule(
     assert {int(moment["step"]) for moment in moments} == {STEPS - 3}
     assert checkpoint["callbacks"]["ExponentialMovingAverage"]["num_steps"] == STEPS - 3
     assert recorder.rates == good.rates and len(set(good.rates)) == STEPS
-    lines = [r.message for r in caplog.records if r.name == "whalesong.core.guard"]
+    lines = [r.message for r in caplog.records if r.name == "whalesong.core.training.guard"]
     assert lines == [
         "Left out: step 4: the loss is nan, with examples a3, b3 (1 in a row, 1 in all).",
         "Left out: step 5: the loss is inf, with examples a4, b4 (2 in a row, 2 in all).",

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from whalesong.core.compose import compose, config_roots, packaged_conf
+from whalesong.core.config.compose import compose, config_roots, packaged_conf
 from whalesong.core.errors import ConfigError
 
 
@@ -168,7 +168,7 @@ def test_missing_folder_tells_what_was_tried(place: Path) -> None:
 def test_wrong_name_is_refused_fast_and_light(tmp_path: Path) -> None:
     code = (
         "import sys, time\n"
-        "from whalesong.core.compose import compose\n"
+        "from whalesong.core.config.compose import compose\n"
         "try: compose('config', overrides=['experiment=nope'])\n"
         "except ValueError: print(time.process_time(), *sys.modules)"
     )

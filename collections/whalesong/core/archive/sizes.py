@@ -18,7 +18,7 @@ def largest(key: str) -> int | None:
     """The largest number that may stand at a key; None where it does not matter here.
 
     Libraries make lists and filters of these sizes before there is any weight. What weights there
-    are bounds all others; see `whalesong.core.restoring.bounded_by`.
+    are bounds all others; see `whalesong.core.archive.restoring.bounded_by`.
     """
     return _MOST_LAYERS if key.endswith(_LAYERS) else _LARGEST.get(key)
 

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from fixtures.light_training import OnStep, train_light
 
-from whalesong.core.trainer import time_limit
-from whalesong.core.trainer_config import ExpManagerConfig
+from whalesong.core.config.trainer import ExpManagerConfig
+from whalesong.core.training.trainer import time_limit
 
 EVERY_STEP: dict[str, Any] = {
     "filename": "{step}",

@@ -5,8 +5,8 @@ from collections.abc import Collection
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from whalesong.core.config.schema_errors import near
 from whalesong.core.errors import ConfigError
-from whalesong.core.schema_errors import near
 
 _MONITORS = {
     "checkpoint_callbacks": "exp_manager.checkpoint_callback_params.monitor",

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
+from whalesong.core.config.trainer import ExpManagerConfig, TrainerConfig
 from whalesong.core.errors import ConfigError
-from whalesong.core.trainer import build_trainer, start_exp_manager
-from whalesong.core.trainer_config import ExpManagerConfig, TrainerConfig
+from whalesong.core.training.trainer import build_trainer, start_exp_manager
 
 
 def start(folder: Path, trainer: dict[str, Any], **checkpoints: Any) -> Any:

@@ -5,7 +5,7 @@ The classes check what their arguments mean together; here stands what no value 
 
 from pydantic import ConfigDict
 
-from whalesong.core.kinds import (
+from whalesong.core.config.kinds import (
     AtLeastOne,
     BelowOne,
     Count,

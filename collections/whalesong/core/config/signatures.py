@@ -18,9 +18,9 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import create_model
 from pydantic.fields import FieldInfo
 
+from whalesong.core.config.optim import OptimConfig, SchedulerConfig
+from whalesong.core.config.own_parts import EncoderConfig, PartConfig
 from whalesong.core.external.layout import package_folder
-from whalesong.core.optim_config import OptimConfig, SchedulerConfig
-from whalesong.core.part_config import EncoderConfig, PartConfig
 from whalesong.core.schema import Schema, validate
 
 _PLAIN = {"int": int, "float": float, "bool": bool, "str": str, "Any": Any}

@@ -18,13 +18,13 @@ from torch.nn.modules import module as torch_module
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from whalesong.core.archive import plain_yaml
+from whalesong.core.archive.expressions import hanging
 from whalesong.core.archive.layout import CONFIG, blame
+from whalesong.core.archive.sizes import is_too_large, largest
 from whalesong.core.errors import ArchiveError, ModelNotFoundError, UserError
-from whalesong.core.expressions import hanging
 from whalesong.core.families import FAMILIES
 from whalesong.core.instantiate import check_targets, forget_targets, walk
 from whalesong.core.printable import one_line
-from whalesong.core.sizes import is_too_large, largest
 from whalesong.core.targets import (
     DATA_SETS,
     DEFAULT_TARGETS,

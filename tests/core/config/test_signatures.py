@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
+from whalesong.core.config.signatures import arguments_schema, check_arguments
 from whalesong.core.errors import ConfigError
 from whalesong.core.instantiate import import_target
-from whalesong.core.signatures import arguments_schema, check_arguments
 from whalesong.core.targets import DEFAULT_TARGETS
 
 ADAMW = "torch.optim.AdamW"
@@ -38,7 +38,7 @@ def test_what_is_read_is_what_python_says(target: str) -> None:
 
 def test_nothing_is_imported() -> None:
     code = (
-        "import sys; from whalesong.core.signatures import arguments_schema as read; "
+        "import sys; from whalesong.core.config.signatures import arguments_schema as read; "
         f"assert all(map(read, {[ADAMW, COSINE, ILM]!r})); "
         "assert not {'torch', 'nemo', 'lightning'} & set(sys.modules)"
     )

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from whalesong.core.config.schema_errors import near
 from whalesong.core.errors import ConfigError, ConfigNotFoundError
-from whalesong.core.schema_errors import near
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -127,7 +127,7 @@ def config_roots(
 
 def packaged_conf() -> Path:
     """The folder `conf/` of this project: inside an installed package, or of a checkout."""
-    package = Path(__file__).resolve().parents[1]
+    package = Path(__file__).resolve().parents[2]
     installed = package / "conf"
     return installed if installed.is_dir() else package.parents[1] / "conf"
 

@@ -17,20 +17,20 @@ from nemo.utils.get_rank import is_global_rank_zero
 from nemo.utils.trainer_utils import HalfPrecisionForAudio
 
 from whalesong.core.atomic import full_disk_named
-from whalesong.core.callbacks import CatchUp
 from whalesong.core.checkpoint import AtomicCheckpointIO, heal_checkpoints
-from whalesong.core.ema import ExponentialMovingAverage
-from whalesong.core.errors import ConfigError
-from whalesong.core.healing import wait_for_healing
-from whalesong.core.instantiate import import_target
-from whalesong.core.printable import one_line
-from whalesong.core.ranks import watch_ranks
-from whalesong.core.trainer_config import (
+from whalesong.core.config.trainer import (
     EMAConfig,
     ExpManagerConfig,
     StrategyConfig,
     TrainerConfig,
 )
+from whalesong.core.errors import ConfigError
+from whalesong.core.healing import wait_for_healing
+from whalesong.core.instantiate import import_target
+from whalesong.core.printable import one_line
+from whalesong.core.training.callbacks import CatchUp
+from whalesong.core.training.ema import ExponentialMovingAverage
+from whalesong.core.training.ranks import watch_ranks
 
 _LOG = logging.getLogger(__name__)
 _PROFILERS = "lightning.pytorch.profilers"

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from whalesong.core.totals import EvaluationTotals
+from whalesong.core.training.totals import EvaluationTotals
 from whalesong.metrics.likelihood import CodeLikelihood
 from whalesong.metrics.text import WordErrorRate
 

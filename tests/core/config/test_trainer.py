@@ -6,13 +6,9 @@ from typing import Any
 
 import pytest
 
-from whalesong.core.eden import Eden
-from whalesong.core.errors import ConfigError
-from whalesong.core.job_config import check_job
-from whalesong.core.optim_config import OptimConfig, SchedulerConfig
-from whalesong.core.scaled_adam import ScaledAdam
-from whalesong.core.schema import Schema, validate
-from whalesong.core.trainer_config import (
+from whalesong.core.config.job import check_job
+from whalesong.core.config.optim import OptimConfig, SchedulerConfig
+from whalesong.core.config.trainer import (
     CheckpointCallbackConfig,
     EarlyStoppingConfig,
     EMAConfig,
@@ -21,6 +17,10 @@ from whalesong.core.trainer_config import (
     StrategyConfig,
     TrainerConfig,
 )
+from whalesong.core.eden import Eden
+from whalesong.core.errors import ConfigError
+from whalesong.core.scaled_adam import ScaledAdam
+from whalesong.core.schema import Schema, validate
 
 
 def keys(schema: type[Schema]) -> set[str]:

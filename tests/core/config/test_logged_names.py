@@ -7,8 +7,8 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from whalesong.core.config.logged_names import LoggedNames
 from whalesong.core.errors import ConfigError
-from whalesong.core.logged_names import LoggedNames
 
 
 def look(folder: Path, *, monitor: str | None = "val_loss", goals: tuple[str, ...] = ()) -> None:

@@ -4,8 +4,8 @@ from typing import Literal
 
 from pydantic import ConfigDict, Field
 
-from whalesong.core.kinds import MAX_WIDTH, ClassName
-from whalesong.core.optim_config import OptimConfig
+from whalesong.core.config.kinds import MAX_WIDTH, ClassName
+from whalesong.core.config.optim import OptimConfig
 from whalesong.core.schema import Schema
 
 ParameterKind = Literal["norm", "bias", "embedding"]

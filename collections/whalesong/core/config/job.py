@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from whalesong.core.config.kinds import Seed
+from whalesong.core.config.schema_errors import interpolation_sentence
+from whalesong.core.config.trainer import ExpManagerConfig, TrainerConfig
 from whalesong.core.errors import ConfigError
-from whalesong.core.kinds import Seed
 from whalesong.core.schema import MISSING, Schema, validate
-from whalesong.core.schema_errors import interpolation_sentence
-from whalesong.core.trainer_config import ExpManagerConfig, TrainerConfig
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

@@ -1,0 +1,1 @@
+"""From YAML to checked sections: composing, schemas, and what their errors say."""

@@ -1,0 +1,1 @@
+"""What runs a training: trainer, callbacks, ranks, averages, counts."""
