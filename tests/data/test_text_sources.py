@@ -142,7 +142,7 @@ def test_a_class_that_fails_is_one_line_or_one_example(read: Callable[..., Any])
         ({"_target_": "torch.load", "f": "x"}, "`_target_`: 'torch.load' is not an allowed class"),
         ({**NUMBERS, "cuont": 3}, "has no parameter `cuont` .did you mean `count`"),
         ({**STARS, "size": "eazy"}, "`size` must be one of mini"),
-        ({**NUMBERS, "count": "x"}, "cannot be built .ValueError"),
+        ({**NUMBERS, "count": "x"}, "Numbers`: invalid literal for int"),
         ({"_target_": f"{__name__}.NoDataset"}, "NoDataset has no `__len__`: no data set"),
         ({**NUMBERS, "count": 0}, "Numbers has no examples"),
     ],

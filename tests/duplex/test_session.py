@@ -50,7 +50,7 @@ def check_equal(model: Any, audio: Tensor, sizes: list[int], **generation: Any) 
 
 @pytest.mark.parametrize("sizes", CUTS.values(), ids=CUTS)
 def test_any_pieces_get_the_answer_to_the_whole(model: Any, sizes: list[int]) -> None:
-    torch.manual_seed(1)
+    torch.manual_seed(3)
     assert check_equal(model, 0.1 * torch.randn(54321), sizes)
 
 

@@ -187,8 +187,8 @@ MISTAKES: list[tuple[list[str], Any, type[Exception], str]] = [
      "Unknown pretransform type: zz"),
     (["model", "pretransform", "type"], "wavelet", AssertionError, "Pretransform must be discrete"),
     (["model", "lm", "codebook_pattern"], "zz", ValueError,
-     "The codebook pattern must be one of ['parallel', 'delay', 'unroll', 'musiclm', "
-     "'coarse_first'], but is 'zz'."),
+     "`model.lm.codebook_pattern`: The codebook pattern must be one of ['parallel', 'delay', "
+     "'unroll', 'musiclm', 'coarse_first'], but is 'zz'."),
     (["model", "conditioning", "configs"], None, ValueError,
      "`conditioning.configs` is mandatory, but is missing."),
     (["model", "conditioning", "configs"], [{"id": "x", "type": "t6"}], ValueError,

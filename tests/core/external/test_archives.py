@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from whalesong.core import instantiate
 from whalesong.core.archive import open_archive, write_archive
 from whalesong.core.archived_model import load
-from whalesong.core.errors import ConfigError, ModelNotFoundError
+from whalesong.core.errors import ArchiveError, ModelNotFoundError
 from whalesong.core.external import activate_for
 from whalesong.textlm.textlm_model import TextLMModel
 
@@ -85,5 +85,5 @@ def test_archive_may_name_only_classes_of_the_yaml(
     activate_for({"x": {"_target_": "kept.parts.Model"}})
     path = renamed(archive, target)
     for restore in (load, TextLMModel.restore_from):
-        with pytest.raises(ConfigError, match=f"'{target}' is not an allowed class"):
+        with pytest.raises(ArchiveError, match=f"'{target}' is not an allowed class"):
             restore(path)

@@ -77,7 +77,7 @@ def check_audio_lm_config(config: Mapping[str, Any]) -> AudioLanguageModelConfig
         raise ValueError("`model.pretransform` is mandatory, but is missing.")
     parse_section(_section(model, "pretransform"))
     parameters = _section(lm, "codebook_pattern_config") or {}
-    with naming("model.lm.codebook_pattern_config"):
+    with naming("model.lm.codebook_pattern"):
         check_pattern(str(lm.get("codebook_pattern", "delay")), parameters)
     conditioners = check_conditioning(_section(model, "conditioning"))
     _required(lm, "type", "Must specify lm type in lm config")
