@@ -8,20 +8,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from whalesong.core.config.job import JobConfig, check_job
-from whalesong.core.config.schema_errors import near
-from whalesong.core.config.signatures import check_arguments
-from whalesong.core.errors import ConfigError, DataError, UserError
-from whalesong.core.external.activation import activate_for
-from whalesong.core.families import Family, assembled, family_of, schemas_of
-from whalesong.core.instantiate import check_targets
+from whalesong.checks import check_evaluation, check_prediction, check_training, checked
+from whalesong.core.config.job import JobConfig
+from whalesong.core.errors import ConfigError, UserError
+from whalesong.core.families import Family
 from whalesong.core.printable import one_line
-from whalesong.core.schema import resolved, validate
 from whalesong.core.training.log_files import log_files_closed
-from whalesong.data.config import DataConfig
-from whalesong.data.input_schema import GeneratedItem
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -30,8 +24,6 @@ if TYPE_CHECKING:
 
 _LAUNCHERS = {"TORCHELASTIC_RUN_ID", "SLURM_PROCID"}
 """Variables by which torchrun and srun make a command line of ranks."""
-
-_SECTIONS = ("model", "model_type", "datamodule", "data")
 
 
 def run(cfg: DictConfig) -> None:
@@ -62,31 +54,6 @@ def run(cfg: DictConfig) -> None:
         from whalesong import inference
 
         inference.predict(archive, job)
-
-
-def checked(cfg: DictConfig) -> tuple[JobConfig, DictConfig]:
-    """Check all of a job that can be checked without files and heavy imports.
-
-    Returns:
-        Its top level; and the job without interpolations, for training and evaluation with the
-        sections `model` and `data` that every family has.
-
-    Raises:
-        ConfigError: something in it is wrong.
-    """
-    job = check_job(cfg)
-    cfg = resolved(cfg)
-    if job.job_type == "train":
-        ready = assembled(cfg)
-        check_training(ready)
-        check_classes(cfg)
-        return job, ready
-    check_given(cfg)
-    if job.job_type != "eval":
-        return job, cfg
-    ready = assembled(cfg)
-    check_evaluation(ready)
-    return job, ready
 
 
 def train(cfg: DictConfig, job: JobConfig) -> None:
@@ -142,91 +109,6 @@ def build_model(family: Family, cfg: DictConfig, trainer: "Trainer") -> Any:
         raise
     except ValueError as error:  # how modules, which know no YAML, refuse a value
         raise ConfigError(f"`model`: {one_line(error)}") from error
-
-
-def check_classes(cfg: DictConfig) -> None:
-    """Check every class that the sections of a model and of data name, and its arguments.
-
-    Raises:
-        ConfigError: a class that is not allowed, or an argument that it does not take.
-    """
-    content = OmegaConf.to_container(cfg)
-    sections = {key: content[key] for key in _SECTIONS if key in content}
-    activate_for(sections)
-    for key, section in sections.items():
-        if key != "data":
-            check_targets({key: section})
-        check_arguments(section, path=key, item_keys=GeneratedItem.model_fields)
-
-
-def check_given(cfg: DictConfig) -> None:
-    """Check what a job has of a model and of data without needing it, as the use of an archive.
-
-    Raises:
-        ConfigError: an unknown key, a wrong value, or a class that is not allowed.
-    """
-    for section, schema in {**schemas_of(cfg), "data": DataConfig}.items():
-        if cfg.get(section):
-            validate(schema, cfg[section], path=section, partial=True)
-    check_classes(cfg)
-
-
-def check_training(cfg: DictConfig) -> tuple[Family, DataConfig]:
-    """Check the sections `model` and `data` of a training job.
-
-    Raises:
-        ConfigError: naming the YAML path.
-    """
-    target = OmegaConf.select(cfg, "model.target")
-    if target is None and cfg.get("datamodule"):
-        raise ConfigError(
-            "`model_type` is missing beside `datamodule`; choose one with model_type=NAME."
-        )
-    for key in cfg.get("model") or {} if target is None else ():
-        if near(key, ["target"]):
-            raise ConfigError(f"`model.{key}` is not a known key; did you mean `target`?")
-    if target is None:
-        raise ConfigError("`model.target` is mandatory, but has no value; for example: SALM.")
-    family = family_of(target)
-    validate(family.load_schema(), cfg.model, path="model")
-    data = validate(DataConfig, cfg.get("data") or {}, path="data")
-    if data.train_ds is None:
-        raise ConfigError("`data.train_ds` is mandatory for job_type=train, but has no value.")
-    cfg.model.target = family.target
-    return family, data
-
-
-def check_evaluation(cfg: DictConfig) -> DataConfig:
-    """Check the section `data` of an evaluation.
-
-    Raises:
-        ConfigError: naming the YAML path.
-    """
-    config = validate(DataConfig, cfg.get("data", {}), path="data")
-    if config.test_ds is None:
-        raise ConfigError("`data.test_ds` is mandatory for job_type=eval, but has no value.")
-    return config
-
-
-def check_prediction(job: JobConfig) -> None:
-    """Check that there is something to ask, and that the audio files exist.
-
-    Raises:
-        ConfigError: prompts and audio files do not pair up.
-        DataError: an audio file does not exist.
-    """
-    request = job.predict
-    audio, prompts, begin = request.audio, request.prompts, request.begin
-    wanted = (audio, prompts, request.conditions, begin, request.infill, request.num_samples)
-    if not any(wanted):
-        raise ConfigError("`predict.audio` or `predict.prompts` is mandatory, but both are empty.")
-    if audio and len(prompts) not in (0, 1, len(audio)):
-        raise ConfigError(
-            f"`predict.prompts` must hold one prompt, or one for each of the {len(audio)} audio "
-            f"files, but holds {len(prompts)}."
-        )
-    if missing := [path for path in audio + begin + job.predict.end if not Path(path).is_file()]:
-        raise DataError(f"the audio file '{missing[0]}' does not exist.")
 
 
 def find_archive(path: str | None, job: JobConfig, *, key: str) -> Path:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from whalesong import experiment
+from whalesong import checks, experiment
 from whalesong.core.commands import CommandLine, parse_command_line, run_command
 from whalesong.core.config.job import check_job
 
@@ -22,7 +22,7 @@ def check(line: CommandLine) -> None:
     cfg.job_type = "train"
     job = check_job(cfg)
     cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
-    _, data = experiment.check_training(cfg)
+    _, data = checks.check_training(cfg)
     experiment.quiet_libraries()
     import torch
 

@@ -292,7 +292,7 @@ def test_validate_reads_every_manifest(
 
 
 def test_losses_and_gradients_that_are_off_are_found(tiny: list[str], music_shar: Path) -> None:
-    from whalesong.experiment import check_training as check_sections
+    from whalesong.checks import check_training as check_sections
     from whalesong.models.audiolm.audiolm import AudioLMModel
     from whalesong.models.audiolm.validate import check_model
 

@@ -17,7 +17,7 @@ import pytest
 from docutils.core import publish_doctree
 from omegaconf import DictConfig, OmegaConf
 
-from whalesong import experiment
+from whalesong import checks, experiment
 from whalesong.core import commands
 from whalesong.core.config.compose import compose
 from whalesong.core.config.job import check_job
@@ -81,9 +81,7 @@ MAKE = [command for command in COMMANDS if command.startswith("make ")]
 ABOUT_MODELS = [
     command
     for command in COMMANDS
-    if re.match(
-        r"xlm-scaffold|python -m pytest|xlm job_type=(list|prepare_data|inspect|count_)", command
-    )
+    if re.match(r"xlm-scaffold|python -m pytest|xlm job_type=(list|prepare|inspect|count)", command)
 ]
 """What is done with models beside jobs; test_textlm_page.py and test_inspection.py run it."""
 JOBS = [
@@ -136,7 +134,7 @@ def check(cfg: DictConfig) -> None:
     if "model_type" in cfg:
         cfg = assembled(OmegaConf.create(OmegaConf.to_container(cfg, resolve=True)))
     if check_job(cfg).job_type == "train":
-        experiment.check_training(cfg)
+        checks.check_training(cfg)
     elif "data" in cfg:
         validate(DataConfig, cfg.data, path="data")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from whalesong import experiment
+from whalesong import checks, experiment
 from whalesong.cli import main_script
 from whalesong.core.config.job import check_job
 from whalesong.core.config.trainer import ExpManagerConfig, TrainerConfig
@@ -246,7 +246,7 @@ def test_whole_document_is_a_training_job(
     main_script(TRAIN, job_type="train", default_config="salm", target=target, argv=argv)
     job = check_job(received[0])
     assert (job.name, job.trainer.max_steps) == ("salm", 1000)
-    experiment.check_training(received[0])
+    checks.check_training(received[0])
 
 
 @pytest.mark.parametrize(

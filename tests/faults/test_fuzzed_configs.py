@@ -19,11 +19,11 @@ from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from whalesong.checks import checked
 from whalesong.core.commands import run_command
 from whalesong.core.config.compose import compose_files, packaged_conf
 from whalesong.core.errors import UserError
 from whalesong.core.external import compose_job
-from whalesong.experiment import checked
 
 SECONDS = 5
 LONGEST_LINE = 2000

@@ -158,7 +158,10 @@ def test_assets_and_weights_make_it_again(tiny_t5, codec_file, codec: Codec) -> 
         ({"pre_encoded_keys": ["x"]}, "`pre_encoded_keys` names 'x', but `configs` has no such id"),
         ({"dropout": 1.5}, "`conditioning.dropout` should be less than or equal to 1, but is 1.5"),
         ({"configs": [{"id": "x", "type": "zzz"}]}, "'x': Unknown conditioner type: zzz"),
-        ({"configs": [{"id": "x", "typ": "t5"}]}, "`conditioning.configs.0.typ` is not a known field"),
+        (
+            {"configs": [{"id": "x", "typ": "t5"}]},
+            "`conditioning.configs.0.typ` is not a known field",
+        ),
         (
             {"configs": [{"id": "x", "type": "t5", "config": {"max_lenght": 3}}]},
             "conditioner 'x': `t5.max_lenght` is not a known field; did you mean 'max_length'",
