@@ -5,6 +5,7 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from itertools import islice
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from whalesong.core.errors import DataError
+from whalesong.core.errors import ConfigError, DataError
 from whalesong.data.loader import BatchLoader
 
 KEYS = {"batch_size": 5, "use_bucketing": True, "num_buckets": 2}
@@ -241,6 +242,15 @@ def test_a_hanging_worker_is_one_line(plan_of, corpus, tmp_path):
     with pytest.raises(DataError, match=r"the data workers gave no batch for 1 s"):
         list(loader)
     assert time.monotonic() - begin < 20
+
+
+def test_a_temporary_folder_too_deep_for_sockets_is_one_line(plan, collator, tmp_path, monkeypatch):
+    folder = tmp_path / ("deep" * 20)
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    with pytest.raises(ConfigError, match=r"num_workers` needs a temporary folder \(TMPDIR\)"):
+        next(iter(BatchLoader(plan, collator, num_workers=1)))
+    next(iter(BatchLoader(plan, collator)))
 
 
 def test_a_signal_to_all_processes_is_left_to_the_parent(plan, collator):

@@ -137,7 +137,7 @@ class Change:
 
     def words(self, document: dict[str, Any]) -> set[str]:
         """What a message may name: the key (in a list, that of the list), its name now, the end
-        of an interpolation, or what is missing with a key that is gone."""
+        of an interpolation, or what is missing with a key that is gone, or lacks it."""
         named = {[key for key in self.path if isinstance(key, str)][-1]}
         if isinstance(self.value, str) and self.value.strip("${}"):
             named.add(self.value.strip("${}"))
@@ -145,6 +145,7 @@ class Change:
             named.add(str(self.value[-1]))
         if self.kind in ("drop", "rename"):
             named |= {str(path[-1]) for path in places(at(document, self.path))}
+            named |= {str(key) for key in self.path[-2:-1]}
         return named
 
 

@@ -2,6 +2,7 @@
 
 import random
 import signal
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +24,11 @@ Job = Callable[..., list[str]]
 Survival = Callable[..., None]
 
 
+def short_folder() -> tempfile.TemporaryDirectory[str]:
+    """For temporary files: sockets of data workers, whose paths are bounded, lie in it."""
+    return tempfile.TemporaryDirectory(prefix="w")
+
+
 def assert_nothing_is_left(
     activity: Callable[[int], object], folder: Path, *, times: int = REPETITIONS
 ) -> None:
@@ -30,12 +36,12 @@ def assert_nothing_is_left(
 
     Args:
         activity: called with 0, 1, ...
-        folder: for temporary files and the output.
+        folder: for the output.
         times: how often.
     """
 
     def repeat() -> None:
-        use_own_temporary_folder(folder / "tmp")
+        use_own_temporary_folder(Path(temporary))
         for count in range(times):
             activity(count)
             if count == WARM_UP - 1:
@@ -43,7 +49,8 @@ def assert_nothing_is_left(
         after = held()
         assert after == before, f"more: {after - before}, less: {before - after}"
 
-    ended = run_forked(repeat, log=folder / "repeated", timeout=TIMEOUT)
+    with short_folder() as temporary:
+        ended = run_forked(repeat, log=folder / "repeated", timeout=TIMEOUT)
     assert ended.code == 0, ended.output[-3000:]
 
 
@@ -152,18 +159,19 @@ def test_trainings_that_are_killed(family_job: Job, tmp_path: Path, survival: Su
 
     def start() -> Forked:
         def run() -> None:
-            use_own_temporary_folder(tmp_path / "tmp")
+            use_own_temporary_folder(Path(temporary))
             train()
 
         return Forked(run, log=tmp_path / "output")
 
     before = set(shared_segments())
-    for count in range(kills):
-        kill_after_workers_start(start(), random.Random(count).uniform(0, 1.5))
-    assert start().wait(TIMEOUT).code == 0
+    with short_folder() as temporary:
+        for count in range(kills):
+            kill_after_workers_start(start(), random.Random(count).uniform(0, 1.5))
+        assert start().wait(TIMEOUT).code == 0
+        assert not of_ours(Path(temporary))
     left = [path for path in logs.rglob("*") if path.suffix in (".tmp", ".partial", ".broken")]
     assert not left and set(shared_segments()) <= before
-    assert not of_ours(tmp_path / "tmp")
     survival("M2", tried=kills, detail="trainings killed by SIGKILL: workers, temporary files")
 
 

@@ -20,7 +20,7 @@ from torch._C import _remove_worker_pids
 from torch.utils.data import DataLoader
 
 from whalesong.core.errors import DataError, UserError
-from whalesong.data.loading import Outcome, StepDataset, init_worker
+from whalesong.data.loading import Outcome, StepDataset, check_temporary_folder, init_worker
 from whalesong.data.plan import BatchPlan
 from whalesong.data.steps import Position, Step, plan_steps
 
@@ -203,6 +203,8 @@ class BatchLoader:
 
     def _open(self) -> Iterator[tuple[Any, Outcome]]:
         """Start the workers at batch `self._number`."""
+        if self.num_workers:
+            check_temporary_folder(self.plan.path)
         number, position = self._origin
         if self._number < number:  # a new run with an old loader
             number, position = self._origin = (0, Position())

@@ -4,6 +4,7 @@ import ctypes
 import os
 import signal
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,11 +13,14 @@ from typing import Any
 
 from torch.utils.data import Dataset, get_worker_info
 
-from whalesong.core.errors import DataError, UserError
+from whalesong.core.errors import ConfigError, DataError, UserError
 from whalesong.core.seeding import seeded
 from whalesong.data.conversation import located
 from whalesong.data.faults import OnBadCut, cause
 from whalesong.data.steps import Position, Step
+
+MOST_OF_TEMPORARY_PATH = 75
+"""Of the 107 bytes of a socket's path, 32 are `/pymp-XXXXXXXX/listener-XXXXXXXX`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +97,20 @@ class StepDataset(Dataset):
                 if self.on_bad_cut == "raise":
                     raise
                 left_out.append(cause(error, limit=500))
+
+
+def check_temporary_folder(path: str) -> None:
+    """See that workers can hand over tensors: by sockets whose paths the system bounds.
+
+    Raises:
+        ConfigError: the path of the temporary folder is too long; workers would only hang.
+    """
+    folder = tempfile.gettempdir()
+    if (length := len(os.fsencode(folder))) > MOST_OF_TEMPORARY_PATH:
+        raise ConfigError(
+            f"`{path}.num_workers` needs a temporary folder (TMPDIR) with a path of at most "
+            f"{MOST_OF_TEMPORARY_PATH} bytes, but '{folder}' has {length}."
+        )
 
 
 def init_worker(worker: int, *, parent: int) -> None:
