@@ -37,7 +37,7 @@ test: .venv/.installed  ## run the default tests: offline, about 6 minutes on 2 
 test-slow: .venv/.installed  ## run the slow tests: whole trainings, clean installations
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow $(TEST_FLAGS)
 
-test-faults: .venv/.installed  ## break everything on purpose and print what survived, in 20 minutes
+test-faults: .venv/.installed  ## break everything on purpose and print what survived, in half an hour
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m faults tests/faults --no-loadscope-reorder $(TEST_FLAGS)
 
 lint: .venv/.installed  ## check style, format and import contracts

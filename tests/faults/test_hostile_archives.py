@@ -127,7 +127,7 @@ def test_hostile_archives(
         for row in rows
         if (fault := faults(row, may_load=group == "leaves" or row["name"] in HARMLESS))
     }
-    survival("A1", tried=len(rows), survived=len(rows) - len(found))
+    survival("A1", tried=len(rows), survived=len(rows) - len(found), detail=family)
     assert not found, f"{len(found)} of {len(rows)}: {dict(list(found.items())[:8])}"
     answers = Counter("loaded" if row["error"] is None else "refused" for row in rows)
     assert answers["refused"] > len(rows) // 3
