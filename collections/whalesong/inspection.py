@@ -1,7 +1,7 @@
 """`job_type=inspect`: what a `.nemo` archive or a checkpoint holds, without loading a model.
 
-Nothing of the file is executed, and neither NeMo nor Lightning is imported. What is printed of a
-file of unknown origin has no control characters.
+Nothing of the file is executed, and neither NeMo nor Lightning is imported; torch only once there
+is a file to read. What is printed of a file of unknown origin has no control characters.
 """
 
 import math
@@ -10,11 +10,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from whalesong.core.archive import Archive, check_targets, open_archive
 from whalesong.core.errors import (
     ArchiveError,
     CheckpointError,
@@ -24,8 +23,11 @@ from whalesong.core.errors import (
 )
 from whalesong.core.external.activation import activate_for
 from whalesong.core.families import family_of
+from whalesong.core.instantiate import check_targets
 from whalesong.core.printable import one_line
-from whalesong.core.torch_file import TorchFileError, load_torch_file, named_tensors
+
+if TYPE_CHECKING:
+    from whalesong.core.archive import Archive
 
 _FACTS = (
     ("sample rate", "sample_rate"),
@@ -141,6 +143,8 @@ def read(path: Path) -> Content:
     """
     if path.suffix == ".ckpt":
         return _read_checkpoint(path)
+    from whalesong.core.archive import open_archive
+
     with open_archive(path) as archive:
         return _read_archive(archive)
 
@@ -159,7 +163,7 @@ def lines(content: Content) -> list[str]:
     ]
 
 
-def _read_archive(archive: Archive) -> Content:
+def _read_archive(archive: "Archive") -> Content:
     family, fate = _family(archive.config), "may be restored"
     if family is None:
         fate = "is restored by NeMo, not by Whalesong"
@@ -192,6 +196,8 @@ def _read_archive(archive: Archive) -> Content:
 
 
 def _read_checkpoint(path: Path) -> Content:
+    from whalesong.core.torch_file import TorchFileError, load_torch_file, named_tensors
+
     try:
         with open(path, "rb") as file:
             checkpoint = load_torch_file(file)
