@@ -47,7 +47,7 @@ class Train(Schema):
     devices: int | str | list[int] = 1
     strategy: str | Optim = "ddp"
     mode: Literal["min", "max"] = "min"
-    shard_seed: int | Literal["trng", "randomized"] = "trng"
+    shard_seed: int | Literal["randomized", "trng"] = "trng"
     use_sampler: bool = Field(True, validation_alias=AliasChoices("use_sampler", "old_name"))
     optim: Optim = Optim()
     named: dict[str, Optim] = {}
@@ -119,7 +119,7 @@ REFUSED = {
     ),
     "choice in a union": (
         {"shard_seed": "randomised"},
-        "`data.train_ds.shard_seed` must be an integer, 'trng' or 'randomized',"
+        "`data.train_ds.shard_seed` must be an integer, 'randomized' or 'trng',"
         " but is 'randomised' instead; did you mean `randomized`?",
     ),
     "tag of a union": (
