@@ -8,7 +8,7 @@ from whalesong.core.config.kinds import MAX_LAYERS, MAX_WIDTH
 from whalesong.core.config.model import ModelConfig
 from whalesong.core.schema import Schema, validate
 from whalesong.modules.codec.config import pretransform_union
-from whalesong.modules.conditioning.section import ConditioningSection, parse_item
+from whalesong.modules.conditioning.section import CheckedConditioning
 from whalesong.sound.decoding_settings import DecodingSettings
 
 PromptMode = Literal["prefix", "infill", "none", "segment", "neighbour"]
@@ -161,7 +161,7 @@ class AudioLMConfig(ModelConfig):
     """What is trained: both halves, the first, or the second (--train-stage)."""
     prompt: PromptSettings = Field(default_factory=PromptSettings)
     """How a clip becomes a prompt and a target."""
-    conditioning: ConditioningSection | None = None
+    conditioning: CheckedConditioning | None = None
     """Conditions of the whole clip, such as a style or a speaker, which go into every block."""
     window_seconds: float | None = Field(None, gt=0)
     """Longer clips are cropped to this."""
@@ -169,10 +169,3 @@ class AudioLMConfig(ModelConfig):
     """Refuse audio of another sample rate or number of channels instead of converting it."""
     generation: GenerationSettings = Field(default_factory=GenerationSettings)
     samples: AudioLMSamples | None = None
-
-    @field_validator("conditioning")
-    @classmethod
-    def _conditioners(cls, section: ConditioningSection | None) -> ConditioningSection | None:
-        for item in section.configs if section is not None else ():
-            parse_item(item)
-        return section

@@ -5,13 +5,13 @@
 
 from typing import Any
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from whalesong.core.config.model import ModelConfig
 from whalesong.core.schema import Schema, validate
 from whalesong.models.codec_lm.factory_config import language_model_union
 from whalesong.modules.codec.config import pretransform_union
-from whalesong.modules.conditioning.section import ConditioningSection, parse_item
+from whalesong.modules.conditioning.section import CheckedConditioning
 from whalesong.sound.decoding_settings import DecodingSettings
 
 
@@ -59,7 +59,7 @@ class CodecLMConfig(ModelConfig):
     """Backbone, codebook pattern, and which conditions go where."""
     pretransform: pretransform_union()
     """The codec: `{type, config}`."""
-    conditioning: ConditioningSection | None = None
+    conditioning: CheckedConditioning | None = None
     """The conditioners."""
     window_seconds: float | None = Field(None, gt=0)
     """Longer clips are cropped to this in training; longer generation goes window by window."""
@@ -67,10 +67,3 @@ class CodecLMConfig(ModelConfig):
     """Refuse audio of another sample rate or number of channels instead of converting it."""
     generation: GenerationSettings = Field(default_factory=GenerationSettings)
     samples: SampleSettings | None = None
-
-    @field_validator("conditioning")
-    @classmethod
-    def _conditioners(cls, section: ConditioningSection | None) -> ConditioningSection | None:
-        for item in section.configs if section is not None else ():
-            parse_item(item)
-        return section

@@ -2,9 +2,9 @@
 
 import difflib
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from whalesong.modules.conditioning.config import CONDITIONERS, ConditionerFields
 
@@ -58,6 +58,16 @@ class ConditioningSection(BaseModel):
                         f"`{key}` names '{name}', but `configs` has no such id{nearest(name, ids)}"
                     )
         return self
+
+
+def _with_checked_fields(section: ConditioningSection) -> ConditioningSection:
+    for item in section.configs:
+        parse_item(item)
+    return section
+
+
+CheckedConditioning = Annotated[ConditioningSection, AfterValidator(_with_checked_fields)]
+"""A section in which the fields of each conditioner are checked by its type, too."""
 
 
 def check_conditioning(section: Mapping[str, Any] | None) -> list[str]:
