@@ -1,5 +1,6 @@
 """All of a job that can be checked before files are read and anything heavy is imported."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -18,12 +19,26 @@ from whalesong.data.input_schema import GeneratedItem
 _SECTIONS = ("model", "model_type", "datamodule", "data")
 
 
-def checked(cfg: DictConfig) -> tuple[JobConfig, DictConfig]:
-    """Check all of a job that can be checked without files and heavy imports.
+@dataclass(frozen=True)
+class CheckedJob:
+    """A job in which nothing light to find is wrong.
 
-    Returns:
-        Its top level; and the job without interpolations, for training and evaluation with the
-        sections `model` and `data` that every family has.
+    Attributes:
+        top: its top level.
+        cfg: all of it without interpolations, for training and evaluation with the sections
+            `model` and `data` that every family has.
+        family: of the model that is to be trained.
+        data: the section `data`, for training and evaluation.
+    """
+
+    top: JobConfig
+    cfg: DictConfig
+    family: Family | None = None
+    data: DataConfig | None = None
+
+
+def checked(cfg: DictConfig) -> CheckedJob:
+    """Check all of a job that can be checked without files and heavy imports.
 
     Raises:
         ConfigError: something in it is wrong.
@@ -32,15 +47,14 @@ def checked(cfg: DictConfig) -> tuple[JobConfig, DictConfig]:
     cfg = resolved(cfg)
     if job.job_type == "train":
         ready = assembled(cfg)
-        check_training(ready)
+        family, data = check_training(ready)
         check_classes(cfg)
-        return job, ready
+        return CheckedJob(job, ready, family, data)
     check_given(cfg)
     if job.job_type != "eval":
-        return job, cfg
+        return CheckedJob(job, cfg)
     ready = assembled(cfg)
-    check_evaluation(ready)
-    return job, ready
+    return CheckedJob(job, ready, data=check_evaluation(ready))
 
 
 def check_training(cfg: DictConfig) -> tuple[Family, DataConfig]:

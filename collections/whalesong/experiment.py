@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from whalesong.checks import check_evaluation, check_prediction, check_training, checked
+from whalesong.checks import CheckedJob, check_prediction, checked
 from whalesong.core.config.job import JobConfig
 from whalesong.core.errors import ConfigError, UserError
 from whalesong.core.families import Family
@@ -35,18 +35,18 @@ def run(cfg: DictConfig) -> None:
     Raises:
         ConfigError: something in it is wrong; nothing heavy has been imported by then.
     """
-    job, ready = checked(cfg)
+    ready = checked(cfg)
+    job = ready.top
     if job.job_type == "train":
         with log_files_closed():
-            train(ready, job)
+            train(ready)
         return
     if job.job_type == "eval":
         archive = find_archive(job.eval.ckpt_path, job, key="eval.ckpt_path")
-        data = check_evaluation(ready)
         quiet_libraries()
         from whalesong import inference  # torch and NeMo only when they are needed
 
-        inference.evaluate(archive, data, job)
+        inference.evaluate(archive, ready.data, job)
     else:
         archive = find_archive(job.predict.ckpt_path, job, key="predict.ckpt_path")
         check_prediction(job)
@@ -56,9 +56,9 @@ def run(cfg: DictConfig) -> None:
         inference.predict(archive, job)
 
 
-def train(cfg: DictConfig, job: JobConfig) -> None:
+def train(ready: CheckedJob) -> None:
     """Train, then leave one `.nemo` in the checkpoint folder."""
-    family, data_config = check_training(cfg)
+    job, data_config = ready.top, ready.data
     quiet_libraries()
     from lightning.pytorch import seed_everything
 
@@ -81,7 +81,7 @@ def train(cfg: DictConfig, job: JobConfig) -> None:
     ]
     trainer = build_trainer(job.trainer, callbacks=callbacks)
     log_dir = start_exp_manager(trainer, job.exp_manager)
-    model = build_model(family, cfg, trainer)
+    model = build_model(ready.family, ready.cfg, trainer)
     data = LanguageDataModule(
         data_config,
         train_collator=model.parts.train_collator,

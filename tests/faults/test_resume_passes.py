@@ -12,7 +12,7 @@ from fixtures.resuming import (
     SETTINGS,
     STREAMS,
     Setting,
-    difference,
+    assert_never_killed,
     job_of,
     launch,
     start,
@@ -86,9 +86,9 @@ def test_two_ranks_killed_and_resumed_are_never_killed(
     survival: Callable[..., None],
 ) -> None:
     kills = setting.kills[:3]
-    found = difference(family, setting, request, folder=tmp_path, kills=kills, ranks=2)
-    survival("R1", tried=3, survived=3 * (found is None), detail=f"{family} on 2 ranks")
-    assert found is None
+    assert_never_killed(
+        family, setting, request, folder=tmp_path, kills=kills, survival=survival, ranks=2
+    )
 
 
 @pytest.mark.parametrize("ranks", [(1, 2), (2, 1), (2, 3)])

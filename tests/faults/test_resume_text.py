@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fixtures.resuming import SETTINGS, Setting, difference
+from fixtures.resuming import SETTINGS, Setting, assert_never_killed
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=str)
@@ -19,7 +19,6 @@ def test_killed_and_resumed_is_never_killed(
     tmp_path: Path,
     survival: Callable[..., None],
 ) -> None:
-    kills = setting.kills[:3]
-    found = difference(family, setting, request, folder=tmp_path, kills=kills)
-    survival("R1", tried=len(kills), survived=len(kills) * (found is None), detail=family)
-    assert found is None
+    assert_never_killed(
+        family, setting, request, folder=tmp_path, kills=setting.kills[:3], survival=survival
+    )

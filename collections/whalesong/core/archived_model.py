@@ -48,7 +48,7 @@ class ArchivedModel(ModelPT):
             ArchiveError: a weight is not finite, or the archive cannot be written.
         """
         state = {**whole_state_dict(self), **averaged_state(self)}
-        if bad := next((name for name in state if not is_finite(state[name])), None):
+        if bad := _not_finite(state):
             raise ArchiveError(f"{save_path}: `{bad}` holds NaN or infinity, so it is not written.")
         slim = bool(self.cfg.get("save_slim_nemo", False))
         base = self._frozen_names() if slim else set()
@@ -128,7 +128,7 @@ class ArchivedModel(ModelPT):
         if slim:
             tensors = {**model._checked_base(archive), **tensors}
         check_state_keys(model.state_dict(), tensors, path=archive.path, strict=strict)
-        if bad := next((name for name in tensors if not is_finite(tensors[name])), None):
+        if bad := _not_finite(tensors):
             raise ArchiveError(f"{archive.path}: `{bad}` holds NaN or infinity.")
         model.load_state_dict(tensors, strict=strict)
         return model.to(map_location or "cpu").eval()
@@ -218,6 +218,11 @@ def load(path: str | Path, *, map_location: torch.device | str | None = None) ->
         check_archived(archive.config)
         config = OmegaConf.create(archive.config)
         return family.load_class()._from_archive(archive, config, map_location=map_location)
+
+
+def _not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """The first tensor that holds NaN or infinity, if there is one."""
+    return next((name for name, tensor in tensors.items() if not is_finite(tensor)), None)
 
 
 def _config(source: DictConfig | Mapping[str, Any] | str | Path) -> DictConfig:

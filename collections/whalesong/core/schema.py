@@ -36,8 +36,8 @@ class Schema(BaseModel):
     A number is finite. An int is taken where a float is meant; a bool is never a number and a
     quoted number is a string. A list becomes a tuple, a string becomes a path or an enum where the
     field says so. A docstring under a field is its description in the JSON Schema. A validator that
-    raises
-    `ValueError("must divide `d_model` (256), but is 3 instead")` gets the path put before it.
+    raises `ValueError("must divide `d_model` (256), but is 3 instead")` gets the path put before
+    it.
     """
 
     model_config = ConfigDict(
